@@ -1,0 +1,47 @@
+# Every target sets up what it needs in .venv, once: `make demo` works on a fresh clone.
+#   make PYTHON=python3.12 test                       another Python (3.11 or newer) to build .venv with
+#   make RECORDINGS=../shared/recordings/eegmat demo  the demo on a folder of your own recordings
+
+PYTHON ?= python3
+RECORDINGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+CHECKED := neurolm_hf scripts tests $(wildcard benchmarks)
+TYPED := neurolm_hf scripts $(wildcard benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint bench
+
+help:  ## List these targets
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## Set up .venv with the pinned versions of constraints.txt
+
+demo: $(INSTALLED)  ## From raw EDF files to answers on held-out subjects, in demo-output/ (RECORDINGS=folder: on yours)
+	$(RUN) scripts/demo.py --output demo-output $(if $(RECORDINGS),--recordings "$(RECORDINGS)")
+
+# Two workers with one thread each: the models of the tests are too small to share a thread pool.
+test: $(INSTALLED)  ## The tests that CI runs
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2
+
+test-slow: $(INSTALLED)  ## The tests that take minutes each
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n 2
+
+lint: $(INSTALLED)  ## Style, formatting and types
+	$(RUN) -m ruff check $(CHECKED)
+	$(RUN) -m ruff format --check $(CHECKED)
+	$(RUN) -m mypy $(TYPED)
+
+bench: $(INSTALLED)  ## Run every script in benchmarks/, one after the other
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(RUN) "$$script"; done
+
+# PyTorch goes first and alone: installed on its own it can come from a local CPU build,
+# and the second call then finds its requirement met.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("This needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+	@touch $@

@@ -1,0 +1,93 @@
+"""NeuroLM, native to Hugging Face transformers.
+
+Importing the package is cheap: nothing heavy is loaded until a name is used. The classes register themselves with
+transformers' Auto classes as soon as both packages are there, so that `AutoModelForCausalLM.from_pretrained` opens a
+NeuroLM folder without `trust_remote_code`.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "NeuroLMConfig": "configuration_neurolm",
+    "NeuroLMVQConfig": "configuration_neurolm",
+    "NeuroLMModel": "modeling_neurolm",
+    "NeuroLMForCausalLM": "modeling_neurolm",
+    "NeuroLMVQModel": "modeling_neurolm",
+    "NeuroLMVQForPreTraining": "modeling_neurolm",
+    "EEGFeatureExtractor": "processing_neurolm",
+    "NeuroLMProcessor": "processing_neurolm",
+}
+
+# auto module of transformers -> (Auto class, config, class), registered when that module has been loaded
+_AUTO_CLASSES: dict[str, list[tuple[str, str, str]]] = {
+    "transformers.models.auto.modeling_auto": [
+        ("AutoModel", "NeuroLMVQConfig", "NeuroLMVQModel"),
+        ("AutoModelForPreTraining", "NeuroLMVQConfig", "NeuroLMVQForPreTraining"),
+        ("AutoModel", "NeuroLMConfig", "NeuroLMModel"),
+        ("AutoModelForCausalLM", "NeuroLMConfig", "NeuroLMForCausalLM"),
+    ],
+    "transformers.models.auto.feature_extraction_auto": [
+        ("AutoFeatureExtractor", "NeuroLMConfig", "EEGFeatureExtractor"),
+        ("AutoFeatureExtractor", "NeuroLMVQConfig", "EEGFeatureExtractor"),
+    ],
+    "transformers.models.auto.processing_auto": [("AutoProcessor", "NeuroLMConfig", "NeuroLMProcessor")],
+}
+_CONFIG_MODULE = "transformers.models.auto.configuration_auto"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])
+
+
+def _register(module: ModuleType) -> None:
+    if module.__name__ == _CONFIG_MODULE:
+        for name in ("NeuroLMConfig", "NeuroLMVQConfig"):
+            config = __getattr__(name)
+            module.AutoConfig.register(config.model_type, config, exist_ok=True)
+        return
+    for auto_class, config, name in _AUTO_CLASSES[module.__name__]:
+        getattr(module, auto_class).register(__getattr__(config), __getattr__(name), exist_ok=True)
+
+
+class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
+    """Lets the import of an auto module of transformers be followed by our registration with it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _AUTO_CLASSES and fullname != _CONFIG_MODULE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                _register(module)
+
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+for _name in (_CONFIG_MODULE, *_AUTO_CLASSES):
+    if _name in sys.modules:
+        _register(sys.modules[_name])
+if not any(type(finder).__name__ == _RegisterWhenLoaded.__name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _RegisterWhenLoaded())
+
+__all__ = sorted(_EXPORTS)

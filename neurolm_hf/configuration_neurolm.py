@@ -1,0 +1,210 @@
+# Copyright 2026 The neurolm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Configurations of the NeuroLM neural tokenizer and of the NeuroLM language model (arXiv 2409.00101)."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+# AutoModel of a saved folder must work whichever of the classes was saved.
+VQ_AUTO_MAP = {
+    "AutoConfig": "configuration_neurolm.NeuroLMVQConfig",
+    "AutoModel": "modeling_neurolm.NeuroLMVQModel",
+    "AutoModelForPreTraining": "modeling_neurolm.NeuroLMVQForPreTraining",
+}
+AUTO_MAP = {
+    "AutoConfig": "configuration_neurolm.NeuroLMConfig",
+    "AutoModel": "modeling_neurolm.NeuroLMModel",
+    "AutoModelForCausalLM": "modeling_neurolm.NeuroLMForCausalLM",
+}
+
+# GPT-2 as NeuroLM uses it: exact GELU, no dropout, room for special tokens, output rows of their own.
+GPT2_DEFAULTS: dict[str, Any] = {
+    "activation_function": "gelu",
+    "vocab_size": 50304,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "tie_word_embeddings": False,
+}
+
+# facts of the paper, table 5: NeuroLM-B (254M), -L (500M) and -XL (1696M) differ in their GPT-2 only
+GPT2_SIZES: dict[str, dict[str, int]] = {
+    "B": {"n_layer": 12, "n_embd": 768, "n_head": 12},
+    "L": {"n_layer": 24, "n_embd": 1024, "n_head": 16},
+    "XL": {"n_layer": 48, "n_embd": 1600, "n_head": 25},
+}
+
+
+@strict
+class NeuroLMVQConfig(PreTrainedConfig):
+    r"""Configuration of [`NeuroLMVQModel`], the vector-quantised neural tokenizer. The defaults are the paper's.
+
+    Args:
+        patch_size (`int`): samples of one patch, that is of one second of one channel.
+        conv_channels (`int`): channels of the three temporal convolutions of the patch embedding.
+        conv_groups (`int`): groups of their group norms.
+        hidden_size (`int`), num_hidden_layers (`int`), num_attention_heads (`int`): the encoder.
+        decoder_hidden_size (`int`, *optional*), decoder_num_hidden_layers (`int`),
+            decoder_num_attention_heads (`int`, *optional*): each of the two decoders; `None` is the encoder's.
+        num_channel_embeddings (`int`): rows of the channel embedding tables.
+        max_seconds (`int`): rows of the time embedding tables, the longest sample in seconds.
+        codebook_size (`int`), codebook_dim (`int`): number of codes, width of a code.
+        codebook_decay (`float`): decay of the moving average that moves the codebook.
+        commitment_weight (`float`): factor of the commitment loss.
+        num_frequency_bins (`int`): bins of the amplitude spectrum that are predicted, from 0 Hz up.
+        kmeans_iterations (`int`): iterations of the k-means that places the codebook on the first training batch.
+        dead_code_threshold (`float`): a code used less than this share of the mean usage is replaced by a vector of
+            the batch when the codebook moves. 0 never replaces any, as in the paper.
+        quantizer_bypass (`float`): share of training samples whose decoders read the unquantised vectors. 0 is the
+            paper's; 1 trains an autoencoder and leaves the codebook untouched until it is lowered.
+        has_codebook (`bool`): `False` for a language model converted without its tokenizer checkpoint: features can be
+            computed, codes cannot.
+        padding_enters_statistics (`bool`): compatibility with checkpoints tuned on padded input. `True` lets zero
+            padding enter group norm, codebook, commitment and reconstruction losses as the reference does; `False`
+            uses real patches only, so that padding changes nothing.
+        alignment_vocab_size (`int`), alignment_hidden_size (`int`): frozen text embeddings and classifier width of the
+            text-alignment adversary of [`NeuroLMVQForPreTraining`].
+        layer_norm_eps (`float`), final_layer_norm_eps (`float`): inside the blocks, after them.
+        initializer_range (`float`): standard deviation of linear layers at initialisation.
+        embedding_initializer_range (`float`): the same of channel and time embeddings.
+        provenance (`dict`, *optional*): where the weights come from (source file, hash, licence, data).
+    """
+
+    model_type = "neurolm_vq"
+    base_config_key = "eeg_config"
+
+    patch_size: int = 200
+    conv_channels: int = 16
+    conv_groups: int = 4
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    decoder_hidden_size: int | None = None
+    decoder_num_hidden_layers: int = 4
+    decoder_num_attention_heads: int | None = None
+    num_channel_embeddings: int = 256
+    max_seconds: int = 64
+    codebook_size: int = 8192
+    codebook_dim: int = 128
+    codebook_decay: float = 0.99
+    commitment_weight: float = 1.0
+    num_frequency_bins: int = 100
+    kmeans_iterations: int = 10
+    dead_code_threshold: float | int = 0.0
+    quantizer_bypass: float | int = 0.0
+    has_codebook: bool = True
+    padding_enters_statistics: bool = False
+    alignment_vocab_size: int = 50257
+    alignment_hidden_size: int = 256
+    layer_norm_eps: float = 1e-5
+    final_layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    embedding_initializer_range: float | int = 1.0
+    provenance: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.decoder_hidden_size is None:
+            self.decoder_hidden_size = self.hidden_size
+        if self.decoder_num_attention_heads is None:
+            self.decoder_num_attention_heads = self.num_attention_heads
+        kwargs.setdefault("auto_map", dict(VQ_AUTO_MAP))
+        super().__post_init__(**kwargs)
+
+    def validate_geometry(self) -> None:
+        """Widths, heads and bins must fit each other."""
+        for name, width, heads in (
+            ("hidden_size", self.hidden_size, self.num_attention_heads),
+            ("decoder_hidden_size", self.decoder_hidden_size, self.decoder_num_attention_heads),
+        ):
+            if width is None or heads is None or width % heads:
+                raise ValueError(f"`{name}` ({width}) must be a multiple of the number of attention heads ({heads}).")
+        if self.conv_channels % self.conv_groups:
+            raise ValueError(
+                f"`conv_channels` ({self.conv_channels}) must be a multiple of `conv_groups` ({self.conv_groups})."
+            )
+        if not 0 < self.num_frequency_bins <= self.patch_size // 2 + 1:
+            raise ValueError(
+                f"`num_frequency_bins` ({self.num_frequency_bins}) must lie between 1 and {self.patch_size // 2 + 1}, "
+                f"the one-sided spectrum of a patch of {self.patch_size} samples."
+            )
+
+    def validate_shares(self) -> None:
+        """Decay, bypass and dead-code threshold are shares."""
+        for name in ("codebook_decay", "quantizer_bypass", "dead_code_threshold"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {value}.")
+
+
+@strict
+class NeuroLMConfig(PreTrainedConfig):
+    r"""Configuration of [`NeuroLMModel`] and [`NeuroLMForCausalLM`].
+
+    Args:
+        eeg_config (`NeuroLMVQConfig` or `dict`, *optional*): the neural tokenizer whose encoder feeds the model.
+        text_config (`PreTrainedConfig` or `dict`, *optional*): any decoder of transformers. For GPT-2, what a `dict`
+            leaves out takes NeuroLM's values (exact GELU, no dropout, 50304 rows), not the library's.
+        eeg_token_id (`int`): id of the `<|eeg|>` placeholder, one per patch; a row of the text vocabulary.
+        freeze_eeg_encoder (`bool`): keep the encoder frozen and in evaluation mode, as the paper does.
+        stage (`str`, *optional*): what the weights have been through: `"tokenizer"` (the tokenizer is trained, the
+            language model has never seen EEG), `"pretrained"` (multi-channel autoregression), `"instruction-tuned"`;
+            `None` for random weights.
+        tasks (`list[dict]`): the tasks of instruction tuning, each with `name`, `question` and `answers` (list of
+            `str` in class order).
+        provenance (`dict`, *optional*): where the weights come from (source files, hashes, licence, data).
+    """
+
+    model_type = "neurolm"
+    sub_configs_defaults = {
+        "eeg_config": NeuroLMVQConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2", init_kwargs=GPT2_DEFAULTS),
+    }
+
+    eeg_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    eeg_token_id: int = 50258
+    freeze_eeg_encoder: bool = True
+    stage: Literal["tokenizer", "pretrained", "instruction-tuned"] | None = None
+    tasks: list[dict[str, Any]] | None = None
+    provenance: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict) and self.text_config.get("model_type", "gpt2") == "gpt2":
+            self.text_config = {**GPT2_DEFAULTS, **self.text_config}
+        if self.tasks is None:
+            self.tasks = []
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, size: str, **kwargs: Any) -> "NeuroLMConfig":
+        """The configuration of a size of the paper: `"B"` (254M), `"L"` (500M) or `"XL"` (1696M)."""
+        if size not in GPT2_SIZES:
+            raise ValueError(f"There is no preset {size!r}; the presets are {', '.join(GPT2_SIZES)}.")
+        return cls(text_config={**GPT2_DEFAULTS, **GPT2_SIZES[size]}, **kwargs)
+
+    def validate_eeg_token(self) -> None:
+        """The placeholder must be a row of the text vocabulary."""
+        rows = self.get_text_config().vocab_size
+        if not 0 <= self.eeg_token_id < rows:
+            raise ValueError(
+                f"`eeg_token_id` ({self.eeg_token_id}) must be a row of the text vocabulary, which has {rows}."
+            )
+
+    def validate_tasks(self) -> None:
+        """Every task names its question and at least two answers."""
+        for task in self.tasks or []:
+            missing = {"name", "question", "answers"} - task.keys()
+            if missing:
+                raise ValueError(f"A task of the config lacks {sorted(missing)}: {task}.")
+            if len(task["answers"]) < 2:
+                raise ValueError(f"Task {task['name']!r} needs at least two answers, got {task['answers']}.")
+
+
+NeuroLMVQConfig.register_for_auto_class()
+NeuroLMConfig.register_for_auto_class()
+
+__all__ = ["NeuroLMConfig", "NeuroLMVQConfig"]

@@ -1,0 +1,1556 @@
+# Copyright 2026 The neurolm_hf authors. Licensed under the Apache License, Version 2.0.
+"""NeuroLM (arXiv 2409.00101): the vector-quantised neural tokenizer and the language model that reads EEG.
+
+The file follows the data: patches -> convolutions -> transformer -> codebook -> decoders, then the language model
+that reads the encoder's features between its text tokens. EEG is batch first everywhere, one row a sample:
+`input_values` (batch, patches, patch_size) with the ids of channel, second and segment of every patch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask, create_masks_for_generate
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
+
+logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = -100
+PADDING_CODE = -1
+
+# Rows of vectors compared with the codebook at a time, so that no (patches x codes) matrix exists for a whole batch.
+LOOKUP_CHUNK = 8192
+
+# A codebook that is fed but never moved is a silent failure: say so after this many training batches.
+BATCHES_BEFORE_WARNING = 256
+
+
+@dataclass
+class NeuroLMVQEncoderOutput(ModelOutput):
+    r"""What [`NeuroLMVQModel.encode`] returns.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, patches, hidden_size)`): the encoder's features, before the
+            quantiser. These are what the language model reads.
+        quantized (`torch.FloatTensor` of shape `(batch, patches, codebook_dim)`): the nearest codes' vectors, of unit
+            length.
+        codes (`torch.LongTensor` of shape `(batch, patches)`): indices into the codebook; -1 at padding.
+    """
+
+    features: torch.FloatTensor | None = None
+    quantized: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+
+
+@dataclass
+class NeuroLMVQDecoderOutput(ModelOutput):
+    r"""What [`NeuroLMVQModel.decode`] returns.
+
+    Args:
+        frequency (`torch.FloatTensor` of shape `(batch, patches, num_frequency_bins)`): amplitude spectrum of each
+            patch, as z-scores over the sample.
+        raw (`torch.FloatTensor` of shape `(batch, patches, patch_size)`): signal, as z-scores over the sample.
+    """
+
+    frequency: torch.FloatTensor | None = None
+    raw: torch.FloatTensor | None = None
+
+
+@dataclass
+class NeuroLMVQOutput(ModelOutput):
+    r"""What [`NeuroLMVQModel.forward`] and [`NeuroLMVQForPreTraining.forward`] return.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): frequency, raw and commitment loss together, and the alignment losses
+            where there are any.
+        frequency_loss, raw_loss, commitment_loss (`torch.FloatTensor` of shape `()`): means over the real patches of
+            the batch.
+        eeg_alignment_loss, text_alignment_loss (`torch.FloatTensor` of shape `()`): cross-entropy of the classifier
+            that tells EEG features (0) from text embeddings (1); only from [`NeuroLMVQForPreTraining`].
+        frequency, raw: see [`NeuroLMVQDecoderOutput`].
+        target_frequency, target_raw: what they should have been, same shapes; zero at padding.
+        features, quantized, codes: see [`NeuroLMVQEncoderOutput`].
+        codebook_usage (`torch.FloatTensor` of shape `()`): share of the codebook that this batch used.
+        perplexity (`torch.FloatTensor` of shape `()`): exponential of the entropy of the codes of this batch.
+        hidden_states, attentions: of the encoder, when asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    frequency_loss: torch.FloatTensor | None = None
+    raw_loss: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    eeg_alignment_loss: torch.FloatTensor | None = None
+    text_alignment_loss: torch.FloatTensor | None = None
+    frequency: torch.FloatTensor | None = None
+    raw: torch.FloatTensor | None = None
+    target_frequency: torch.FloatTensor | None = None
+    target_raw: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+    quantized: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    codebook_usage: torch.FloatTensor | None = None
+    perplexity: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class NeuroLMModelOutputWithPast(BaseModelOutputWithPast):
+    r"""What [`NeuroLMModel.forward`] returns: the language model's outputs and
+
+    Args:
+        eeg_codes (`torch.LongTensor` of shape `(batch, patches)`): VQ tokens of the EEG, -1 at padding; with
+            `output_eeg_codes=True`.
+    """
+
+    eeg_codes: torch.LongTensor | None = None
+
+
+@dataclass
+class NeuroLMCausalLMOutputWithPast(ModelOutput):
+    r"""What [`NeuroLMForCausalLM.forward`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): `eeg_loss` plus `text_loss`, those that have targets.
+        eeg_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the patches that are targets.
+        text_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the text tokens that are targets.
+        logits (`torch.FloatTensor`): text rows, then code rows, as one softmax reads them. Shape `(batch, tokens,
+            vocab_size + codebook_size)`; while training with `labels`, only the positions that have a target,
+            `(targets, vocab_size + codebook_size)`; with `text_logits_only`, `(batch, tokens, vocab_size)`.
+        past_key_values, hidden_states, attentions: of the language model.
+        eeg_codes (`torch.LongTensor` of shape `(batch, patches)`): VQ tokens of the EEG, -1 at padding, when the
+            labels asked for them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    eeg_loss: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    eeg_codes: torch.LongTensor | None = None
+
+
+class NeuroLMPatchGroupNorm(nn.GroupNorm):
+    """Group norm of a whole sample: the statistics run over all its real patches, not over one patch."""
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`hidden_states` (batch, patches, channels, positions), `mask` (batch, patches), True where real."""
+        if mask is None:
+            return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
+        batch, patches, channels, positions = hidden_states.shape
+        groups = hidden_states.float().view(batch, patches, self.num_groups, -1, positions)
+        real = mask[:, :, None, None, None]
+        count = mask.sum(1).clamp(min=1).view(batch, 1, 1, 1, 1) * groups[0, 0, 0].numel()
+        mean = (groups * real).sum((1, 3, 4), keepdim=True) / count
+        variance = ((groups - mean).square() * real).sum((1, 3, 4), keepdim=True) / count
+        normed = ((groups - mean) * torch.rsqrt(variance + self.eps)).view(hidden_states.shape)
+        normed = normed * self.weight[:, None].float() + self.bias[:, None].float()
+        return normed.to(hidden_states.dtype)
+
+
+class NeuroLMPatchEmbedding(nn.Module):
+    """Three convolutions along time and a projection: (batch, patches, patch_size) -> (batch, patches, hidden)."""
+
+    def __init__(self, config: NeuroLMVQConfig):
+        super().__init__()
+        channels, groups = config.conv_channels, config.conv_groups
+        self.conv1 = nn.Conv1d(1, channels, kernel_size=15, stride=8, padding=7)
+        self.norm1 = NeuroLMPatchGroupNorm(groups, channels)
+        self.conv2 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
+        self.norm2 = NeuroLMPatchGroupNorm(groups, channels)
+        self.conv3 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
+        self.norm3 = NeuroLMPatchGroupNorm(groups, channels)
+        positions = (config.patch_size - 1) // 8 + 1
+        self.projection = nn.Linear(positions * channels, config.hidden_size)
+
+    def forward(self, input_values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        batch, patches, _ = input_values.shape
+        hidden_states = input_values.flatten(0, 1).unsqueeze(1)
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3)):
+            hidden_states = conv(hidden_states)
+            normed = norm(hidden_states.view(batch, patches, *hidden_states.shape[1:]), mask)
+            hidden_states = F.gelu(normed).flatten(0, 1)
+        hidden_states = hidden_states.transpose(1, 2).reshape(batch, patches, -1)
+        return F.gelu(self.projection(hidden_states))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class NeuroLMVQAttention(nn.Module):
+    """Self-attention in which all patches of a sample see each other. No biases."""
+
+    def __init__(self, config: NeuroLMVQConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, patches, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch, patches, 3, -1, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        # Without padding there is no mask, and sdpa would turn causal unless told otherwise.
+        attended, weights = attention(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, is_causal=False
+        )
+        return self.output(attended.reshape(batch, patches, width)), weights
+
+
+class NeuroLMVQLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer block; its layer norms have no bias."""
+
+    def __init__(self, config: NeuroLMVQConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps, bias=False)
+        self.attention = NeuroLMVQAttention(config, hidden_size, num_heads)
+        self.mlp_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps, bias=False)
+        self.mlp_in = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.mlp_out = nn.Linear(4 * hidden_size, hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), attention_mask)[0]
+        return hidden_states + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_states))))
+
+
+class NeuroLMVQTransformer(nn.Module):
+    """Adds where (channel) and when (second) to embedded patches and lets them see each other."""
+
+    def __init__(self, config: NeuroLMVQConfig, hidden_size: int, num_layers: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.channel_embedding = nn.Embedding(config.num_channel_embeddings, hidden_size)
+        self.time_embedding = nn.Embedding(config.max_seconds, hidden_size)
+        self.layers = nn.ModuleList(NeuroLMVQLayer(config, hidden_size, num_heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(hidden_size, eps=config.final_layer_norm_eps)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        patch_embeds: torch.Tensor,
+        channel_ids: torch.Tensor,
+        time_ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        hidden_states = patch_embeds + self.channel_embedding(channel_ids) + self.time_embedding(time_ids)
+        attention_mask = create_bidirectional_mask(self.config, hidden_states, mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask)
+        return self.norm(hidden_states)
+
+
+class NeuroLMVectorQuantizer(nn.Module):
+    """Codebook of unit vectors, moved by an exponential moving average of the vectors that chose each code.
+
+    Buffers:
+        codebook (`(codebook_size, codebook_dim)`, float32): unit vectors.
+        cluster_size (`(codebook_size,)`, float32): moving average of each code's count in a batch.
+        initialized (`()`, bool): whether k-means (or a checkpoint) has placed the codes.
+
+    Training batches only add to sums; [`update`] moves the codebook by them, once an optimiser step. The buffers stay
+    in float32 whatever the model is cast to.
+    """
+
+    codebook: torch.Tensor
+    cluster_size: torch.Tensor
+    initialized: torch.Tensor
+
+    def __init__(self, config: NeuroLMVQConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("codebook", torch.empty(config.codebook_size, config.codebook_dim, dtype=torch.float32))
+        self.register_buffer("cluster_size", torch.empty(config.codebook_size, dtype=torch.float32))
+        self.register_buffer("initialized", torch.empty((), dtype=torch.bool))
+        self._forget_sums()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "NeuroLMVectorQuantizer":
+        # `.to(bfloat16)` and `.half()` cast buffers; a codebook needs all its bits, so only the device may change
+        before = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                self.register_buffer(name, buffer.to(device=moved.device, dtype=torch.float32))
+        return self
+
+    def _forget_sums(self) -> None:
+        # Not buffers: DistributedDataParallel would overwrite every rank's sums by those of rank 0.
+        self._counts: torch.Tensor | None = None
+        self._sums: torch.Tensor | None = None
+        self._candidates: torch.Tensor | None = None
+        self._pending_batches = 0
+
+    def lookup(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Index of the nearest code by squared distance. `vectors` (n, codebook_dim), unit length; returns (n,)."""
+        squares = self.codebook.square().sum(1)
+        chunks = [torch.argmin(squares - 2 * chunk @ self.codebook.T, dim=1) for chunk in vectors.split(LOOKUP_CHUNK)]
+        return torch.cat(chunks) if chunks else vectors.new_zeros(0, dtype=torch.long)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, learn: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Quantises (batch, patches, codebook_dim).
+
+        Args:
+            mask: (batch, patches), True where a patch takes part; codes are -1 elsewhere.
+            learn: place the codebook by k-means if nothing has yet, and add this batch to the sums of [`update`].
+
+        Returns:
+            the codes' vectors (batch, patches, codebook_dim), straight-through for the gradient; the codes (batch,
+            patches); the unit vectors that were quantised.
+        """
+        vectors = F.normalize(hidden_states.float(), dim=-1)
+        flat = vectors.detach().flatten(0, -2)
+        real = flat if mask is None else flat[mask.flatten()]
+        if learn and not self.initialized:
+            self._place_codebook(real)
+        codes = self.lookup(real)
+        if learn:
+            self._accumulate(real, codes)
+        if mask is None:
+            codes = codes.view(vectors.shape[:-1])
+        else:
+            codes = torch.full_like(mask, PADDING_CODE, dtype=torch.long).masked_scatter(mask, codes)
+        nearest = F.embedding(codes.clamp(min=0), self.codebook)
+        return vectors + (nearest - vectors).detach(), codes, vectors
+
+    @torch.no_grad()
+    def _accumulate(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        counts = torch.bincount(codes, minlength=self.config.codebook_size).to(torch.float32)
+        sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._candidates = vectors
+        self._pending_batches += 1
+        if self._pending_batches == BATCHES_BEFORE_WARNING:
+            logger.warning(
+                f"The codebook has not moved for {self._pending_batches} training batches. Call `update_codebook()` "
+                "after each optimiser step (neurolm_hf.training.CodebookCallback does it in a Trainer)."
+            )
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the codebook by the sums since the last call, over all ranks. Does nothing if there are none.
+
+        Every rank must call it: it is a collective operation when torch.distributed is initialised.
+        """
+        counts = torch.zeros_like(self.cluster_size) if self._counts is None else self._counts
+        sums = torch.zeros_like(self.codebook) if self._sums is None else self._sums
+        if _is_distributed():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        if counts.sum() > 0:
+            decay = self.config.codebook_decay
+            self.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
+            # The unit mean of a code's vectors is their sum made unit; codes without any keep their place.
+            means = torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), self.codebook)
+            self.codebook.copy_(F.normalize(self.codebook * decay + means * (1 - decay), dim=-1))
+            if self.config.dead_code_threshold > 0:
+                self._revive()
+        self._forget_sums()
+
+    def _revive(self) -> None:
+        dead = (self.cluster_size < self.config.dead_code_threshold * self.cluster_size.mean()).nonzero().squeeze(1)
+        candidates = _gather_rows(self._candidates if self._candidates is not None else self.codebook[:0])
+        if len(dead) == 0 or len(candidates) == 0:
+            return
+        choice = torch.randint(len(candidates), (len(dead),), device=dead.device)
+        if _is_distributed():
+            dist.broadcast(choice, src=0)
+        self.codebook[dead] = candidates[choice]
+        self.cluster_size[dead] = self.cluster_size.mean()
+
+    @torch.no_grad()
+    def _place_codebook(self, vectors: torch.Tensor) -> None:
+        """Cosine k-means on the first batch, the same on every rank since every rank sees all vectors."""
+        vectors = _gather_rows(vectors)
+        size = self.config.codebook_size
+        if len(vectors) == 0:
+            raise ValueError("The codebook cannot be placed: the first training batch has no real patch.")
+        # a generator of its own: the result must not depend on a rank's random state, nor change it
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(vectors), generator=generator)
+        if len(order) < size:
+            more = torch.randint(len(vectors), (size - len(order),), generator=generator)
+            order = torch.cat([order, more])
+        self.codebook.copy_(vectors[order[:size].to(vectors.device)])
+        for _ in range(self.config.kmeans_iterations):
+            codes = self.lookup(vectors)
+            sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
+            used = torch.bincount(codes, minlength=size) > 0
+            self.codebook.copy_(torch.where(used[:, None], F.normalize(sums, dim=-1), self.codebook))
+        self.cluster_size.copy_(torch.bincount(self.lookup(vectors), minlength=size))
+        self.initialized.fill_(True)
+
+
+class NeuroLMVQPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation of the neural tokenizer's models."""
+
+    config: NeuroLMVQConfig
+    config_class = NeuroLMVQConfig
+    base_model_prefix = "vq"
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    # two losses with different denominators: the Trainer must average micro-batches, not rescale by a token count
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _no_split_modules = ["NeuroLMVQLayer"]
+    _keep_in_fp32_modules_strict = ["to_codebook", "quantizer"]
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(NeuroLMVQLayer, layer_name="encoder."),
+        "attentions": OutputRecorder(NeuroLMVQAttention, index=1, layer_name="encoder."),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        _init_eeg_module(module, self.config)
+
+
+class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
+    """From patches to features and, through the codebook, to codes: the half of the tokenizer that is always needed."""
+
+    def __init__(self, config: NeuroLMVQConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.patch_embedding = NeuroLMPatchEmbedding(config)
+        self.transformer = NeuroLMVQTransformer(config, width, config.num_hidden_layers, config.num_attention_heads)
+        if config.has_codebook:
+            self.to_codebook = _tanh_head(width, config.codebook_dim)
+            self.quantizer = NeuroLMVectorQuantizer(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        channel_ids: torch.Tensor,
+        time_ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Features (batch, patches, hidden_size) of samples that are each one segment; `mask` as booleans."""
+        input_values = input_values.to(self.patch_embedding.conv1.weight.dtype)
+        norm_mask = None if self.config.padding_enters_statistics else mask
+        patch_embeds = self.patch_embedding(input_values, norm_mask)
+        return self.transformer(patch_embeds, channel_ids, time_ids, mask)
+
+    def quantize(
+        self, features: torch.Tensor, mask: torch.Tensor | None = None, learn: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See [`NeuroLMVectorQuantizer.forward`]; the head before it runs in the precision of its weights."""
+        if not self.config.has_codebook:
+            raise ValueError(
+                "This checkpoint has no codebook: it was converted from a language model alone, so EEG can be read but "
+                "not turned into VQ tokens. Convert it again with `--vq VQ.pt`."
+            )
+        if self.config.padding_enters_statistics:
+            mask = None
+        with torch.autocast(features.device.type, enabled=False):
+            return self.quantizer(self.to_codebook(features.to(self.to_codebook[0].weight.dtype)), mask, learn)
+
+
+class NeuroLMVQDecoder(nn.Module):
+    """From codes' vectors (batch, patches, codebook_dim) to `output_size` numbers a patch."""
+
+    def __init__(self, config: NeuroLMVQConfig, output_size: int):
+        super().__init__()
+        width, heads = config.decoder_hidden_size, config.decoder_num_attention_heads
+        assert width is not None and heads is not None  # the config has filled both in
+        self.embedding = nn.Linear(config.codebook_dim, width)
+        self.transformer = NeuroLMVQTransformer(config, width, config.decoder_num_hidden_layers, heads)
+        self.head = _tanh_head(width, output_size)
+
+    def forward(
+        self,
+        quantized: torch.Tensor,
+        channel_ids: torch.Tensor,
+        time_ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        embeds = self.embedding(quantized.to(self.embedding.weight.dtype))
+        return self.head(self.transformer(embeds, channel_ids, time_ids, mask))
+
+
+class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
+    """The vector-quantised neural tokenizer (paper, section 3.1): EEG patches to codes and back.
+
+    While training, each forward adds to the sums that move the codebook; call [`update_codebook`] after every
+    optimiser step (`neurolm_hf.training.CodebookCallback` does it in a Trainer).
+    """
+
+    def __init__(self, config: NeuroLMVQConfig):
+        super().__init__(config)
+        if not config.has_codebook:
+            raise ValueError("A tokenizer without codebook cannot be built: set `has_codebook=True`.")
+        self.encoder = NeuroLMEEGEncoder(config)
+        self.frequency_decoder = NeuroLMVQDecoder(config, config.num_frequency_bins)
+        self.raw_decoder = NeuroLMVQDecoder(config, config.patch_size)
+        self.post_init()
+
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_attention_mask: torch.Tensor | None = None,
+    ) -> NeuroLMVQEncoderOutput:
+        """EEG patches to features and codes.
+
+        Args:
+            input_values: (batch, patches, patch_size), microvolts / 100 at 200 Hz, time-major (all channels of second
+                0, then of second 1).
+            eeg_channel_ids: (batch, patches), rows of the channel vocabulary.
+            eeg_time_ids: (batch, patches), second of each patch, from 0 without gaps.
+            eeg_attention_mask: (batch, patches), 1 where a patch is real.
+        """
+        mask = _check_patches(self.config, input_values, eeg_channel_ids, eeg_time_ids, None, eeg_attention_mask)
+        features = self.encoder(input_values, eeg_channel_ids, eeg_time_ids, mask)
+        quantized, codes, _ = self.encoder.quantize(features, mask)
+        return NeuroLMVQEncoderOutput(features=features, quantized=quantized, codes=codes)
+
+    def decode(
+        self,
+        codes: torch.Tensor | None = None,
+        eeg_channel_ids: torch.Tensor | None = None,
+        eeg_time_ids: torch.Tensor | None = None,
+        eeg_attention_mask: torch.Tensor | None = None,
+        quantized: torch.Tensor | None = None,
+    ) -> NeuroLMVQDecoderOutput:
+        """Codes (batch, patches), or their vectors `quantized` (batch, patches, codebook_dim), to spectra and signals.
+
+        Raises:
+            ValueError: unless exactly one of `codes` and `quantized` is given, and both ids.
+        """
+        if (codes is None) == (quantized is None):
+            raise ValueError("Give `decode` either `codes` or `quantized`.")
+        if eeg_channel_ids is None or eeg_time_ids is None:
+            raise ValueError("`decode` needs `eeg_channel_ids` and `eeg_time_ids`, (batch, patches), as `encode` does.")
+        if quantized is None and codes is not None:
+            quantized = F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)
+        mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
+        return NeuroLMVQDecoderOutput(
+            frequency=self.frequency_decoder(quantized, eeg_channel_ids, eeg_time_ids, mask),
+            raw=self.raw_decoder(quantized, eeg_channel_ids, eeg_time_ids, mask),
+        )
+
+    def update_codebook(self) -> None:
+        """Moves the codebook by what was seen since the last call; on every rank, after each optimiser step."""
+        self.encoder.quantizer.update()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> NeuroLMVQOutput:
+        """Reconstructs its input through the codebook; arguments as in [`encode`]."""
+        mask = _check_patches(self.config, input_values, eeg_channel_ids, eeg_time_ids, None, eeg_attention_mask)
+        # The target first: it needs real patches only, in either mode.
+        target_frequency, target_raw = reconstruction_targets(input_values, mask, self.config.num_frequency_bins)
+
+        features = self.encoder(input_values, eeg_channel_ids, eeg_time_ids, mask)
+        bypass = self.config.quantizer_bypass if self.training else 0.0
+        quantized, codes, vectors = self.encoder.quantize(features, mask, learn=self.training and bypass < 1)
+        if bypass > 0:
+            skipped = torch.rand(len(quantized), 1, 1, device=quantized.device) < bypass
+            quantized = torch.where(skipped, vectors, quantized)
+        decoded = self.decode(
+            quantized=quantized,
+            eeg_channel_ids=eeg_channel_ids,
+            eeg_time_ids=eeg_time_ids,
+            eeg_attention_mask=eeg_attention_mask,
+        )
+
+        padded = self.config.padding_enters_statistics
+        nearest = F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)
+        commitment = _patch_mean((vectors - nearest).square(), None if padded else mask)
+        frequency_loss, raw_loss = (
+            # padded mode: predictions at padding count as zero, but in the denominator
+            _patch_mean((predicted.float() - target).square(), mask, padded)
+            for predicted, target in ((decoded.frequency, target_frequency), (decoded.raw, target_raw))
+        )
+        commitment_loss = commitment * self.config.commitment_weight if bypass < 1 else commitment * 0
+        usage, perplexity = codebook_statistics(codes, self.config.codebook_size)
+        return NeuroLMVQOutput(
+            loss=frequency_loss + raw_loss + commitment_loss,
+            frequency_loss=frequency_loss,
+            raw_loss=raw_loss,
+            commitment_loss=commitment_loss,
+            frequency=decoded.frequency,
+            raw=decoded.raw,
+            target_frequency=target_frequency,
+            target_raw=target_raw,
+            features=features,
+            quantized=quantized,
+            codes=codes,
+            codebook_usage=usage,
+            perplexity=perplexity,
+        )
+
+
+class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
+    """The neural tokenizer with its text-alignment adversary (paper, section 3.1).
+
+    A classifier tells EEG features from frozen text embeddings; behind a gradient reversal, the encoder learns to
+    deceive it, so that EEG features come to lie where the language model's text embeddings are.
+    """
+
+    def __init__(self, config: NeuroLMVQConfig):
+        super().__init__(config)
+        self.vq = NeuroLMVQModel(config)
+        self.alignment_classifier = nn.Sequential(
+            nn.Linear(config.hidden_size, config.alignment_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.alignment_hidden_size, 2),
+        )
+        self.text_embedding = nn.Embedding(config.alignment_vocab_size, config.hidden_size)
+        self.post_init()
+        self.text_embedding.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the text embeddings are frozen again, which loading undoes."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.text_embedding.requires_grad_(False)
+        return loaded
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_embedding
+
+    def update_codebook(self) -> None:
+        """See [`NeuroLMVQModel.update_codebook`]."""
+        self.vq.update_codebook()
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_attention_mask: torch.Tensor | None = None,
+        text_input_ids: torch.Tensor | None = None,
+        text_attention_mask: torch.Tensor | None = None,
+        reversal_strength: float = 0.0,
+        **kwargs: Any,
+    ) -> NeuroLMVQOutput:
+        """Losses of the tokenizer and of the adversary.
+
+        Args:
+            input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask: as in [`NeuroLMVQModel.encode`].
+            text_input_ids: (texts, tokens), a batch of text; without it only EEG is classified.
+            text_attention_mask: (texts, tokens), 1 where a token is real.
+            reversal_strength: factor of the reversed gradient, from 0 at the start of training to almost 1; the paper
+                takes `2 / (1 + exp(-10 * progress)) - 1`.
+        """
+        outputs = self.vq(input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask, **kwargs)
+        if not isinstance(outputs, NeuroLMVQOutput):  # return_dict=False
+            outputs = NeuroLMVQOutput(*outputs)
+        reversed_features = _ReverseGradient.apply(outputs.features, reversal_strength)
+        eeg_logits = self.alignment_classifier(reversed_features)
+        mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
+        outputs.eeg_alignment_loss = _classification_loss(eeg_logits, 0, mask)
+        outputs.loss = outputs.loss + outputs.eeg_alignment_loss
+        if text_input_ids is not None:
+            text_logits = self.alignment_classifier(self.text_embedding(text_input_ids))
+            text_mask = None if text_attention_mask is None else text_attention_mask.bool()
+            outputs.text_alignment_loss = _classification_loss(text_logits, 1, text_mask)
+            outputs.loss = outputs.loss + outputs.text_alignment_loss
+        return outputs
+
+
+class NeuroLMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation of the language model's classes."""
+
+    config: NeuroLMConfig
+    config_class = NeuroLMConfig
+    base_model_prefix = "model"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    # EEG and text targets have denominators of their own: see NeuroLMVQPreTrainedModel
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    # flash attention ignores masks with blocks, so the staircase would silently be lost
+    _supports_flash_attn = False
+    _no_split_modules = ["NeuroLMEEGEncoder"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict = ["to_codebook", "quantizer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        _init_eeg_module(module, self.config.eeg_config)
+        if isinstance(module, NeuroLMModel):
+            init.normal_(module.channel_embedding.weight, std=self.config.eeg_config.embedding_initializer_range)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the EEG encoder is frozen again, which loading undoes."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_eeg_encoder()
+        return loaded
+
+    def freeze_eeg_encoder(self) -> None:
+        """Applies `config.freeze_eeg_encoder` to the encoder's parameters and mode."""
+        model = getattr(self, self.base_model_prefix, self)
+        if self.config.freeze_eeg_encoder:
+            model.eeg_encoder.requires_grad_(False)
+            model.eeg_encoder.eval()
+
+
+class NeuroLMModel(NeuroLMPreTrainedModel):
+    """A decoder-only language model that reads EEG features between its text tokens.
+
+    A placeholder token `config.eeg_token_id` stands for each patch. All patches of one second of one segment form a
+    block: they share a position and see each other; everything else is causal. Positions run on from block to text to
+    block, so that a sample's positions depend on nothing else in the batch.
+    """
+
+    def __init__(self, config: NeuroLMConfig):
+        super().__init__(config)
+        eeg_width, text_width = config.eeg_config.hidden_size, config.get_text_config().hidden_size
+        self.eeg_encoder = NeuroLMEEGEncoder(config.eeg_config)
+        self.eeg_projector = (
+            nn.Identity() if eeg_width == text_width else nn.Sequential(nn.Linear(eeg_width, text_width), nn.GELU())
+        )
+        self.channel_embedding = nn.Embedding(config.eeg_config.num_channel_embeddings, text_width)
+        self.language_model = AutoModel.from_config(config.get_text_config())
+        self.post_init()
+        self.freeze_eeg_encoder()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model
+
+    def train(self, mode: bool = True) -> "NeuroLMModel":
+        super().train(mode)
+        if self.config.freeze_eeg_encoder:
+            self.eeg_encoder.eval()
+        return self
+
+    def get_eeg_features(
+        self,
+        input_values: torch.Tensor,
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_segment_ids: torch.Tensor | None = None,
+        eeg_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the language model reads in place of the placeholders, before its own position embedding.
+
+        Args:
+            input_values: (batch, patches, patch_size), microvolts / 100 at 200 Hz, time-major within a segment.
+            eeg_channel_ids: (batch, patches), rows of the channel vocabulary.
+            eeg_time_ids: (batch, patches), second of each patch, from 0 without gaps in every segment.
+            eeg_segment_ids: (batch, patches), 0, 1, ... in the order of the placeholders; segments are encoded apart.
+                `None`: one segment a row.
+            eeg_attention_mask: (batch, patches), 1 where a patch is real. `None`: all are.
+
+        Returns:
+            (batch, patches, text hidden size); undefined at padding.
+        """
+        features, _ = self._encode(
+            input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask, with_codes=False
+        )
+        return self._embed(features, eeg_channel_ids)
+
+    def get_eeg_codes(
+        self,
+        input_values: torch.Tensor,
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_segment_ids: torch.Tensor | None = None,
+        eeg_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """VQ tokens (batch, patches) of EEG, -1 at padding; arguments as in [`get_eeg_features`]."""
+        _, codes = self._encode(
+            input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask, with_codes=True
+        )
+        assert codes is not None
+        return codes
+
+    def _encode(
+        self,
+        input_values: torch.Tensor,
+        channel_ids: torch.Tensor,
+        time_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        with_codes: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One pass of the encoder over every segment on its own: features and, if asked for, codes."""
+        mask = _check_patches(
+            self.config.eeg_config, input_values, channel_ids, time_ids, segment_ids, attention_mask
+        )
+        frozen = self.config.freeze_eeg_encoder
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            if mask is None and segment_ids is None:
+                features = self.eeg_encoder(input_values, channel_ids, time_ids)
+                return features, self.eeg_encoder.quantize(features)[1] if with_codes else None
+            rows = _SegmentRows(mask, segment_ids, input_values, self.config.eeg_config.padding_enters_statistics)
+            if rows.count == 0:
+                features = input_values.new_zeros(*input_values.shape[:2], self.config.eeg_config.hidden_size)
+                codes = torch.full(input_values.shape[:2], PADDING_CODE, device=input_values.device)
+                return features, codes if with_codes else None
+            row_features = self.eeg_encoder(
+                rows.split(input_values), rows.split(channel_ids), rows.split(time_ids), rows.mask
+            )
+            codes = None
+            if with_codes:
+                codes = rows.join(self.eeg_encoder.quantize(row_features, rows.mask)[1], PADDING_CODE)
+            return rows.join(row_features, 0), codes
+
+    def _embed(self, features: torch.Tensor, channel_ids: torch.Tensor) -> torch.Tensor:
+        return self.eeg_projector(features.to(self.channel_embedding.weight.dtype)) + self.channel_embedding(
+            channel_ids
+        )
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(batch, tokens), True where a token stands for a patch."""
+        if input_ids is not None:
+            return input_ids == self.config.eeg_token_id
+        if inputs_embeds is None:
+            raise ValueError("NeuroLM needs either `input_ids` or `inputs_embeds`.")
+        placeholder = torch.tensor(self.config.eeg_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | dict | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        eeg_channel_ids: torch.Tensor | None = None,
+        eeg_time_ids: torch.Tensor | None = None,
+        eeg_segment_ids: torch.Tensor | None = None,
+        eeg_attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_eeg_codes: bool = False,
+        **kwargs: Any,
+    ) -> NeuroLMModelOutputWithPast:
+        """Reads text and EEG.
+
+        Args:
+            input_ids: (batch, tokens), text with one `config.eeg_token_id` a patch.
+            attention_mask: (batch, tokens), 1 where a token is real; padding may be left or right.
+            mm_token_type_ids: (batch, tokens), the block of each token: 1, 2, 3, ... over the (segment, second) blocks
+                of a sample, 0 for text and padding. Worked out from the EEG ids when left out.
+            input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask: as in
+                [`get_eeg_features`].
+            position_ids: (batch, tokens), overrides the positions described in the class.
+            past_key_values, inputs_embeds, use_cache: as everywhere in transformers.
+            output_eeg_codes: return the VQ tokens of the EEG as well, from the same encoder pass.
+
+        Raises:
+            ValueError: when a row's placeholders and real patches differ in number, or its seconds have gaps.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("NeuroLM needs exactly one of `input_ids` and `inputs_embeds`.")
+        placeholders = None
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        codes = None
+        if input_values is not None:
+            if eeg_channel_ids is None or eeg_time_ids is None:
+                raise ValueError("`input_values` need `eeg_channel_ids` and `eeg_time_ids`, (batch, patches).")
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
+            _check_placeholders(placeholders, input_values, eeg_attention_mask)
+            features, codes = self._encode(
+                input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask, output_eeg_codes
+            )
+            eeg_embeds = self._embed(features, eeg_channel_ids)
+            if eeg_attention_mask is not None:
+                eeg_embeds = eeg_embeds[eeg_attention_mask.bool()]
+            inputs_embeds = inputs_embeds.masked_scatter(
+                placeholders.unsqueeze(-1), eeg_embeds.to(inputs_embeds.dtype)
+            )
+            if mm_token_type_ids is None:
+                mm_token_type_ids = block_ids(placeholders, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+        elif self.training:
+            # every rank must touch the same parameters, or distributed training waits for gradients for ever
+            inputs_embeds = inputs_embeds + 0.0 * sum(
+                parameter.sum() for module in (self.eeg_projector, self.channel_embedding)
+                for parameter in module.parameters()
+            )
+
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, attention_mask, mm_token_type_ids, past_length)
+        # A mask that is ready (4-D, or one for each kind of layer) passes through.
+        if attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2):
+            attention_mask = NeuroLMForCausalLM.create_masks_for_generate(
+                self.config, inputs_embeds, attention_mask, past_key_values, mm_token_type_ids=mm_token_type_ids
+            )
+        for name in ("output_hidden_states", "output_attentions"):
+            kwargs[name] = kwargs.get(name) if kwargs.get(name) is not None else getattr(self.config, name)
+        kwargs.pop("return_dict", None)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        return NeuroLMModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            eeg_codes=codes,
+        )
+
+    def _positions(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: Any,
+        mm_token_type_ids: torch.Tensor | None,
+        past_length: int | torch.Tensor,
+    ) -> torch.Tensor:
+        if past_length:
+            raise ValueError(
+                "With a filled cache NeuroLM needs `position_ids`, since a second of EEG takes one position however "
+                "many patches it has. `generate` and `prepare_inputs_for_generation` give them."
+            )
+        batch, tokens = inputs_embeds.shape[:2]
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            real = attention_mask.bool()
+        else:
+            real = torch.ones(batch, tokens, dtype=torch.bool, device=inputs_embeds.device)
+        return positions_from_blocks(real, mm_token_type_ids)
+
+
+class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
+    """NeuroLM with its two heads: text tokens and VQ codes, under one softmax.
+
+    `forward` gives the logits of all text rows followed by those of all code rows; `generate` only ever produces text.
+    The heads are apart, so that resizing or tying the text rows cannot touch the codes.
+    """
+
+    def __init__(self, config: NeuroLMConfig):
+        super().__init__(config)
+        self.model = NeuroLMModel(config)
+        text_config = config.get_text_config()
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        self.code_head = nn.Linear(text_config.hidden_size, config.eeg_config.codebook_size, bias=False)
+        # where the embeddings live depends on the decoder: wte, embed_tokens, ...
+        embedding = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
+        self.post_init()
+        self.freeze_eeg_encoder()
+        # a generated placeholder would stand for a patch that is not there
+        if self.generation_config.suppress_tokens is None:
+            self.generation_config.suppress_tokens = [config.eeg_token_id]
+
+    @classmethod
+    def from_eeg_text_pretrained(
+        cls,
+        eeg_model: str | NeuroLMVQPreTrainedModel,
+        text_model: str | PreTrainedModel,
+        text_vocabulary: dict[str, int] | None = None,
+        **kwargs: Any,
+    ) -> "NeuroLMForCausalLM":
+        """Starts from a trained neural tokenizer and a pre-trained language model, ready for EEG pre-training.
+
+        Args:
+            eeg_model: a [`NeuroLMVQModel`] or [`NeuroLMVQForPreTraining`], or the folder or Hub id of one.
+            text_model: a causal language model of transformers, or the folder or Hub id of one. A GPT-2 is switched to
+                the exact GELU and to no dropout, as the paper does.
+            text_vocabulary: `tokenizer.get_vocab()` of the text side, which says the ids of `[SEP]`, `<|eeg|>` and
+                `<|pad|>`. `None`: they are taken to be the first three ids after the text model's own.
+            kwargs: further fields of [`NeuroLMConfig`].
+
+        The text rows grow to hold the special tokens, to a multiple of 64 (GPT-2's 50257 become 50304).
+        """
+        vq = NeuroLMVQModel.from_pretrained(eeg_model) if isinstance(eeg_model, str) else eeg_model
+        vq = getattr(vq, "vq", vq)
+        text = AutoModelForCausalLM.from_pretrained(text_model) if isinstance(text_model, str) else text_model
+        text_config = text.config.get_text_config().to_dict()
+        rows = text_config["vocab_size"]
+        if text_config["model_type"] == "gpt2":
+            text_config.update(activation_function="gelu", embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+        eeg_token_id = rows + 1 if text_vocabulary is None else text_vocabulary["<|eeg|>"]
+        highest = rows + 2 if text_vocabulary is None else max(text_vocabulary.values())
+        config = cls.config_class(
+            eeg_config=vq.config.to_dict(),
+            text_config={**text_config, "vocab_size": max(rows, -(-(highest + 1) // 64) * 64)},
+            eeg_token_id=eeg_token_id,
+            **{"stage": "tokenizer", **kwargs},
+        )
+        model = cls(config)
+        model.model.eeg_encoder.load_state_dict(vq.encoder.state_dict())
+        with torch.no_grad():
+            pairs = [(model.model.language_model, text.base_model), (model.lm_head, text.get_output_embeddings())]
+            for ours, theirs in pairs:
+                _copy_weights(ours, theirs)
+        special = [highest - 2, highest - 1, highest] if text_vocabulary is None else [
+            text_vocabulary[name] for name in ("[SEP]", "<|eeg|>", "<|pad|>") if name in text_vocabulary
+        ]
+        model.suppress_tokens(special + list(range(highest + 1, config.get_text_config().vocab_size)))
+        return model
+
+    def suppress_tokens(self, token_ids: list[int]) -> None:
+        """Keeps generation from ever producing these text ids: the placeholder, reserved and unused rows."""
+        self.generation_config.suppress_tokens = sorted({*token_ids, self.config.eeg_token_id})
+
+    def get_eeg_features(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See [`NeuroLMModel.get_eeg_features`]."""
+        return self.model.get_eeg_features(*args, **kwargs)
+
+    def get_eeg_codes(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See [`NeuroLMModel.get_eeg_codes`]."""
+        return self.model.get_eeg_codes(*args, **kwargs)
+
+    def get_decoder(self) -> nn.Module:
+        return self.model.get_decoder()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | dict | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        eeg_channel_ids: torch.Tensor | None = None,
+        eeg_time_ids: torch.Tensor | None = None,
+        eeg_segment_ids: torch.Tensor | None = None,
+        eeg_attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        text_logits_only: bool = False,
+        **kwargs: Any,
+    ) -> NeuroLMCausalLMOutputWithPast:
+        """Reads text and EEG and predicts the next of each.
+
+        Args:
+            labels: (batch, tokens), aligned with `input_ids`; -100 is ignored. At a placeholder, the label
+                `config.eeg_token_id` stands for that patch's code, which the same channel predicts one second earlier;
+                at text, a text id, which the token before predicts unless that token is EEG.
+            logits_to_keep: only the last that many positions (0: all), or these positions.
+            text_logits_only: leave the code rows out, as generation does.
+
+        All other arguments are those of [`NeuroLMModel.forward`].
+        """
+        eeg_labels = None if labels is None else labels == self.config.eeg_token_id
+        needs_codes = eeg_labels is not None and input_values is not None and bool(eeg_labels.any())
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            mm_token_type_ids=mm_token_type_ids,
+            input_values=input_values,
+            eeg_channel_ids=eeg_channel_ids,
+            eeg_time_ids=eeg_time_ids,
+            eeg_segment_ids=eeg_segment_ids,
+            eeg_attention_mask=eeg_attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_eeg_codes=needs_codes,
+            **{**kwargs, "return_dict": True},
+        )
+        hidden_states = outputs.last_hidden_state
+        result = NeuroLMCausalLMOutputWithPast(
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            eeg_codes=outputs.eeg_codes,
+        )
+        if labels is None:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result.logits = self._logits(hidden_states[:, keep], text_logits_only)
+            return result
+
+        placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+        targets = self._text_targets(labels, placeholders, attention_mask)
+        if needs_codes:
+            predictors = previous_second(eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+            eeg_targets = self._eeg_targets(labels, placeholders, outputs.eeg_codes, predictors, eeg_attention_mask)
+            targets = torch.where(eeg_targets != IGNORE_INDEX, eeg_targets, targets)
+        wanted = targets != IGNORE_INDEX
+        if self.training:
+            target_logits = result.logits = self._logits(hidden_states[wanted])
+        else:
+            result.logits = self._logits(hidden_states)
+            target_logits = result.logits[wanted]
+        self._set_losses(result, target_logits, targets[wanted], placeholders[wanted])
+        return result
+
+    def _logits(self, hidden_states: torch.Tensor, text_only: bool = False) -> torch.Tensor:
+        text_logits = self.lm_head(hidden_states)
+        return text_logits if text_only else torch.cat([text_logits, self.code_head(hidden_states)], dim=-1)
+
+    @staticmethod
+    def _text_targets(labels: torch.Tensor, placeholders: torch.Tensor, attention_mask: Any) -> torch.Tensor:
+        """(batch, tokens): what each text token predicts, the next text token."""
+        targets = torch.full_like(labels, IGNORE_INDEX)
+        targets[:, :-1] = labels[:, 1:].masked_fill(placeholders[:, :-1] | placeholders[:, 1:], IGNORE_INDEX)
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            targets = targets.masked_fill(attention_mask == 0, IGNORE_INDEX)
+        return targets
+
+    def _eeg_targets(
+        self,
+        labels: torch.Tensor,
+        placeholders: torch.Tensor,
+        codes: torch.Tensor,
+        predictors: torch.Tensor,
+        eeg_attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(batch, tokens): what each placeholder predicts, its channel's code of the next second as a row id."""
+        real = torch.ones_like(codes, dtype=torch.bool) if eeg_attention_mask is None else eeg_attention_mask.bool()
+        labelled = torch.zeros_like(real).masked_scatter(real, (labels == self.config.eeg_token_id)[placeholders])
+        rows, patches = (labelled & (predictors >= 0)).nonzero(as_tuple=True)
+        patch_targets = torch.full_like(codes, IGNORE_INDEX)
+        patch_targets[rows, predictors[rows, patches]] = codes[rows, patches] + self.lm_head.out_features
+        targets = torch.full_like(labels, IGNORE_INDEX)
+        return targets.masked_scatter(placeholders, patch_targets[real])
+
+    @staticmethod
+    def _set_losses(
+        result: NeuroLMCausalLMOutputWithPast, logits: torch.Tensor, targets: torch.Tensor, is_eeg: torch.Tensor
+    ) -> None:
+        if len(targets) == 0:
+            result.loss = logits.sum() * 0.0
+            return
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        if is_eeg.any():
+            result.eeg_loss = losses[is_eeg].mean()
+        if not is_eeg.all():
+            result.text_loss = losses[~is_eeg].mean()
+        result.loss = sum(loss for loss in (result.eeg_loss, result.text_loss) if loss is not None)
+
+    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, text only. Warns when EEG is asked about before any instruction tuning."""
+        if kwargs.get("input_values") is not None and self.config.stage != "instruction-tuned":
+            logger.warning_once(
+                f"This checkpoint's stage is {self.config.stage!r}: it was never instruction-tuned, so what it answers "
+                "about EEG has no meaning. Fine-tune it on a task first."
+            )
+        return super().generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**super().prepare_inputs_for_generation(*args, **kwargs), "text_logits_only": True}
+
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """Positions by blocks. Also fills in `mm_token_type_ids`, which the masks of a static cache need."""
+        inputs_embeds = model_kwargs.get("inputs_embeds")
+        input_ids = inputs_tensor if inputs_tensor.ndim == 2 else None
+        tokens = inputs_tensor if inputs_embeds is None else inputs_embeds
+        if model_kwargs.get("mm_token_type_ids") is None:
+            placeholders = self.model.get_placeholder_mask(input_ids if inputs_embeds is None else None, inputs_embeds)
+            if model_kwargs.get("eeg_time_ids") is not None:
+                model_kwargs["mm_token_type_ids"] = block_ids(
+                    placeholders,
+                    model_kwargs["eeg_time_ids"],
+                    model_kwargs.get("eeg_segment_ids"),
+                    model_kwargs.get("eeg_attention_mask"),
+                )
+            elif placeholders.any():
+                raise ValueError(
+                    "The prompt holds EEG placeholders but no EEG: give `generate` the processor's whole output "
+                    "(`model.generate(**inputs)`), or `mm_token_type_ids` when continuing from a cache."
+                )
+        attention_mask = model_kwargs.get("attention_mask")
+        real = torch.ones(tokens.shape[:2], device=tokens.device) if attention_mask is None else attention_mask
+        return positions_from_blocks(real.bool(), model_kwargs.get("mm_token_type_ids"))
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: NeuroLMConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor | dict | None:
+        """The staircase: patches of one block see each other, all else is causal, padding is never seen."""
+        blocks = None
+        if mm_token_type_ids is not None and inputs_embeds.shape[1] > 1:
+            # queries and keys are counted from the start of the cache
+            past_length = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            blocks = F.pad(mm_token_type_ids - 1, (past_length, 0), value=-1)
+        # Positions repeat within a block; given here, they would be taken for packed sequences.
+        return create_masks_for_generate(
+            config=config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=None,
+            block_sequence_ids=blocks,
+        )
+
+
+# --- EEG helpers -----------------------------------------------------------------------------------------------------
+
+
+def reconstruction_targets(
+    input_values: torch.Tensor, mask: torch.Tensor | None, num_frequency_bins: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the decoders must predict (paper, section 3.1): z-scores over the real patches of each sample.
+
+    Args:
+        input_values: (batch, patches, patch_size); mask: (batch, patches), True where real.
+
+    Returns:
+        amplitudes (batch, patches, num_frequency_bins), z-scored together with all two-sided bins; the signal (batch,
+        patches, patch_size), z-scored. Both float32, zero at padding, with the unbiased standard deviation.
+    """
+    with torch.autocast(input_values.device.type, enabled=False):
+        signal = input_values.detach().float()
+        size = signal.shape[-1]
+        amplitude = torch.fft.rfft(signal, dim=-1).abs()
+        # z-scores are taken over the two-sided spectrum, in which every bin but 0 and Nyquist appears twice
+        twice = torch.full((amplitude.shape[-1],), 2.0, device=signal.device)
+        twice[0] = 1.0
+        if size % 2 == 0:
+            twice[-1] = 1.0
+        frequency = _zscore(amplitude, mask, twice)[..., :num_frequency_bins]
+        return frequency, _zscore(signal, mask, torch.ones(size, device=signal.device))
+
+
+def _zscore(values: torch.Tensor, mask: torch.Tensor | None, weights: torch.Tensor) -> torch.Tensor:
+    """z-scores of (batch, patches, bins) over patches and bins, each bin counted `weights` times."""
+    real = torch.ones(values.shape[:2], device=values.device) if mask is None else mask.to(values.dtype)
+    weights = real[..., None] * weights
+    count = weights.sum((1, 2), keepdim=True)
+    mean = (values * weights).sum((1, 2), keepdim=True) / count.clamp(min=1)
+    variance = ((values - mean).square() * weights).sum((1, 2), keepdim=True) / (count - 1).clamp(min=1)
+    # a constant sample has no z-score: it stays at zero instead of turning NaN
+    scale = torch.where(variance > 0, variance, 1.0).rsqrt()
+    return (values - mean) * scale * real[..., None]
+
+
+def codebook_statistics(codes: torch.Tensor, codebook_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Share of the codebook in use, and perplexity, of codes of any shape; -1 is left out."""
+    counts = torch.bincount(codes[codes >= 0].flatten(), minlength=codebook_size).float()
+    shares = counts / counts.sum().clamp(min=1)
+    entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
+    return (counts > 0).float().mean(), entropy.exp()
+
+
+def block_ids(
+    placeholders: torch.Tensor,
+    eeg_time_ids: torch.Tensor,
+    eeg_segment_ids: torch.Tensor | None,
+    eeg_attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """(batch, tokens): 1, 2, 3, ... over the (segment, second) blocks of each sample, 0 for text and padding."""
+    real = torch.ones_like(eeg_time_ids).bool() if eeg_attention_mask is None else eeg_attention_mask.bool()
+    segments = torch.zeros_like(eeg_time_ids) if eeg_segment_ids is None else eeg_segment_ids
+    changes = torch.ones_like(real)
+    changes[:, 1:] = (eeg_time_ids.diff(dim=1) != 0) | (segments.diff(dim=1) != 0)
+    if eeg_attention_mask is not None:
+        # the first real patch starts a block, wherever the padding is
+        changes |= real & (real.cumsum(1) == 1)
+    blocks = (changes & real).cumsum(1)
+    return torch.zeros_like(placeholders, dtype=torch.long).masked_scatter(placeholders, blocks[real])
+
+
+def positions_from_blocks(real: torch.Tensor, mm_token_type_ids: torch.Tensor | None) -> torch.Tensor:
+    """(batch, tokens): text tokens and blocks take one position each, from left to right; 0 at padding.
+
+    Args:
+        real: (batch, tokens), True where a token is not padding.
+        mm_token_type_ids: (batch, tokens) as in [`NeuroLMModel.forward`]; `None` is text only.
+    """
+    starts = real.clone()
+    if mm_token_type_ids is not None:
+        same = (mm_token_type_ids[:, 1:] == mm_token_type_ids[:, :-1]) & (mm_token_type_ids[:, 1:] > 0)
+        starts[:, 1:] &= ~same
+    return (starts.long().cumsum(1) - 1).clamp(min=0).masked_fill(~real, 0)
+
+
+def previous_second(
+    eeg_channel_ids: torch.Tensor,
+    eeg_time_ids: torch.Tensor,
+    eeg_segment_ids: torch.Tensor | None,
+    eeg_attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """(batch, patches): index of the patch of the same channel and segment one second earlier; -1 if there is none."""
+    segments = torch.zeros_like(eeg_time_ids) if eeg_segment_ids is None else eeg_segment_ids
+    channels, seconds = int(eeg_channel_ids.max()) + 1, int(eeg_time_ids.max()) + 1
+    keys = (segments * seconds + eeg_time_ids) * channels + eeg_channel_ids
+    if eeg_attention_mask is not None:
+        keys = keys.masked_fill(eeg_attention_mask == 0, -1)
+    wanted = (keys - channels).masked_fill((eeg_time_ids == 0) | (keys < 0), -2)
+    ordered, order = keys.sort(dim=1, stable=True)
+    found = torch.searchsorted(ordered, wanted).clamp(max=keys.shape[1] - 1)
+    return torch.where(ordered.gather(1, found) == wanted, order.gather(1, found), -1)
+
+
+class _SegmentRows:
+    """The real patches of a batch, regrouped so that every segment is a row of its own.
+
+    With `keep_padding`, rows that hold any EEG stay as they are, padding included.
+    """
+
+    def __init__(
+        self,
+        mask: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        input_values: torch.Tensor,
+        keep_padding: bool,
+    ):
+        self.shape = input_values.shape[:2]
+        if mask is None:
+            mask = torch.ones(self.shape, dtype=torch.bool, device=input_values.device)
+        if keep_padding:
+            if segment_ids is not None and bool((segment_ids[mask] > 0).any()):
+                raise ValueError(
+                    "`padding_enters_statistics` reproduces the reference, which has one EEG segment a sample; "
+                    "give one segment a row or set it to False."
+                )
+            keep = mask.any(1)
+            self.patches = keep[:, None].expand(self.shape).flatten().nonzero().squeeze(1)
+            self.count, self.length = int(keep.sum()), self.shape[1]
+            self.places = torch.arange(len(self.patches), device=mask.device)
+            self.mask = mask[keep]
+            return
+        self.patches = mask.flatten().nonzero().squeeze(1)
+        sample = self.patches // self.shape[1]
+        segment = torch.zeros_like(sample) if segment_ids is None else segment_ids.flatten()[self.patches]
+        key = sample * (int(segment.max()) + 1 if len(segment) else 1) + segment
+        _, row, lengths = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+        self.count, self.length = len(lengths), int(lengths.max()) if len(lengths) else 0
+        starts = lengths.cumsum(0) - lengths
+        place = torch.arange(len(key), device=key.device) - starts[row]
+        self.places = row * self.length + place
+        padding = torch.arange(self.length, device=key.device) >= lengths[:, None]
+        # without padding there is no mask, and attention may take its fast path
+        self.mask = ~padding if bool(padding.any()) else None
+
+    def split(self, values: torch.Tensor) -> torch.Tensor:
+        """(batch, patches, ...) -> (segments, longest segment, ...), zero at padding."""
+        rows = values.new_zeros(self.count * self.length, *values.shape[2:])
+        rows[self.places] = values.flatten(0, 1)[self.patches]
+        return rows.view(self.count, self.length, *values.shape[2:])
+
+    def join(self, rows: torch.Tensor, padding: float) -> torch.Tensor:
+        """(segments, longest segment, ...) -> (batch, patches, ...), `padding` at padding."""
+        values = rows.new_full((self.shape[0] * self.shape[1], *rows.shape[2:]), padding)
+        return values.index_copy(0, self.patches, rows.flatten(0, 1)[self.places]).view(*self.shape, *rows.shape[2:])
+
+
+def _check_patches(
+    config: NeuroLMVQConfig,
+    input_values: torch.Tensor,
+    channel_ids: torch.Tensor,
+    time_ids: torch.Tensor,
+    segment_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """Shapes, and seconds that count from 0 without gaps in every segment; returns the mask as booleans."""
+    if input_values.ndim != 3 or input_values.shape[-1] != config.patch_size:
+        raise ValueError(
+            f"`input_values` must have the shape (batch, patches, {config.patch_size}), got {tuple(input_values.shape)}."
+        )
+    for name, ids in (
+        ("eeg_channel_ids", channel_ids),
+        ("eeg_time_ids", time_ids),
+        ("eeg_segment_ids", segment_ids),
+        ("eeg_attention_mask", attention_mask),
+    ):
+        if ids is not None and ids.shape != input_values.shape[:2]:
+            raise ValueError(
+                f"`{name}` must have the shape (batch, patches) = {tuple(input_values.shape[:2])}, got "
+                f"{tuple(ids.shape)}."
+            )
+    mask = None if attention_mask is None else attention_mask.bool()
+    if torch.compiler.is_compiling() or time_ids.numel() == 0:
+        return mask
+    real = torch.ones_like(time_ids, dtype=torch.bool) if mask is None else mask
+    segments = torch.zeros_like(time_ids) if segment_ids is None else segment_ids
+    flat_time, flat_segment = time_ids[real], segments[real]
+    sample = torch.arange(len(time_ids), device=time_ids.device)[:, None].expand_as(time_ids)[real]
+    starts = torch.ones_like(flat_time, dtype=torch.bool)
+    starts[1:] = (flat_segment.diff() != 0) | (sample.diff() != 0)
+    steps = torch.where(starts, flat_time, F.pad(flat_time.diff(), (1, 0)))
+    wrong = torch.where(starts, steps != 0, (steps != 0) & (steps != 1))
+    wrong[1:] |= (sample.diff() == 0) & (flat_segment.diff() < 0)
+    if bool(wrong.any()):
+        row = int(sample[wrong.nonzero()[0]])
+        raise ValueError(
+            f"The seconds of sample {row} are {time_ids[row][real[row]].unique_consecutive().tolist()}: in every segment "
+            "they must count 0, 1, 2, ... without gaps, all channels of a second together, segments in order."
+        )
+    if len(flat_time) and int(flat_time.max()) >= config.max_seconds:
+        raise ValueError(
+            f"A segment of {int(flat_time.max()) + 1} seconds is longer than the {config.max_seconds} seconds the model "
+            "has embeddings for; cut it into shorter windows."
+        )
+    return mask
+
+
+def _check_placeholders(
+    placeholders: torch.Tensor, input_values: torch.Tensor, attention_mask: torch.Tensor | None
+) -> None:
+    """Every row must have as many placeholders as patches: a surplus in one would shift the EEG of the next."""
+    if torch.compiler.is_compiling():
+        return
+    if len(placeholders) != len(input_values):
+        raise ValueError(f"`input_ids` have {len(placeholders)} rows, `input_values` {len(input_values)}.")
+    tokens = placeholders.sum(1)
+    patches = torch.full_like(tokens, input_values.shape[1]) if attention_mask is None else attention_mask.sum(1)
+    wrong = (tokens != patches).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"Sample {row} has {int(tokens[row])} EEG placeholders but {int(patches[row])} patches of EEG. The processor "
+            "writes one placeholder a patch; do not truncate its output."
+        )
+
+
+def _patch_mean(values: torch.Tensor, mask: torch.Tensor | None, padding_counts: bool = False) -> torch.Tensor:
+    """Mean of (batch, patches, n) over real patches; with `padding_counts`, padding counts as zeros."""
+    if mask is None:
+        return values.mean()
+    total = (values * mask[..., None]).sum()
+    return total / (values.numel() if padding_counts else (mask.sum() * values.shape[-1]).clamp(min=1))
+
+
+def _classification_loss(logits: torch.Tensor, target: int, mask: torch.Tensor | None) -> torch.Tensor:
+    logits = logits.flatten(0, 1) if mask is None else logits[mask]
+    return F.cross_entropy(logits.float(), torch.full((len(logits),), target, device=logits.device))
+
+
+class _ReverseGradient(torch.autograd.Function):
+    """Identity forward; the gradient times minus `strength` backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, strength: float) -> torch.Tensor:
+        ctx.strength = strength
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return -ctx.strength * gradient, None
+
+
+def _tanh_head(width: int, output_size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, output_size))
+
+
+def _init_eeg_module(module: nn.Module, config: NeuroLMVQConfig) -> None:
+    """What the library's default initialisation does not know of the EEG side."""
+    if isinstance(module, NeuroLMVQTransformer):
+        for embedding in (module.channel_embedding, module.time_embedding):
+            init.normal_(embedding.weight, std=config.embedding_initializer_range)
+    elif isinstance(module, NeuroLMPatchEmbedding):
+        for conv in (module.conv1, module.conv2, module.conv3):
+            bound = (conv.in_channels * conv.kernel_size[0]) ** -0.5
+            init.uniform_(conv.weight, -bound, bound)
+            init.uniform_(conv.bias, -bound, bound)
+    elif isinstance(module, NeuroLMVectorQuantizer):
+        init.copy_(module.codebook, F.normalize(torch.randn(module.codebook.shape), dim=-1))
+        init.zeros_(module.cluster_size)
+        init.zeros_(module.initialized)
+
+
+def _copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """Copies all weights by name; matrices with more rows than theirs (a grown vocabulary) take the mean row there."""
+    source = theirs.state_dict()
+    target = ours.state_dict()
+    if source.keys() != target.keys():
+        raise ValueError(f"The text model's weights differ from its config's: {sorted(source.keys() ^ target.keys())}.")
+    for name, values in target.items():
+        given = source[name]
+        if values.shape[1:] != given.shape[1:] or len(values) < len(given):
+            raise ValueError(f"{name} has the shape {tuple(given.shape)}, expected {tuple(values.shape)}.")
+        values[: len(given)] = given
+        if len(values) > len(given):
+            values[len(given) :] = given.float().mean(0).to(values.dtype)
+
+
+def _gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows (n, width) of all ranks in rank order; n may differ between ranks."""
+    if not _is_distributed():
+        return rows
+    lengths = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
+    longest = max(int(length) for length in lengths)
+    padded = F.pad(rows, (0, 0, 0, longest - len(rows)))
+    gathered = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(length)] for part, length in zip(gathered, lengths, strict=True)])
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+NeuroLMVQModel.register_for_auto_class("AutoModel")
+NeuroLMVQForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+NeuroLMModel.register_for_auto_class("AutoModel")
+NeuroLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = [
+    "NeuroLMForCausalLM",
+    "NeuroLMModel",
+    "NeuroLMPreTrainedModel",
+    "NeuroLMVQForPreTraining",
+    "NeuroLMVQModel",
+    "NeuroLMVQPreTrainedModel",
+]
