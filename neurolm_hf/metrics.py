@@ -62,7 +62,7 @@ def interval_over_subjects(
     """95% bootstrap interval of a metric, drawing whole subjects with replacement (their windows are not independent).
 
     Args:
-        metric: `balanced_accuracy` (then `scores` are predictions), `auroc`, or another function of the same two arguments.
+        metric: `balanced_accuracy` (`scores` are predictions then), `auroc`, or another of the same arguments.
         labels: true class index of each sample.
         scores: what the metric takes, one a sample.
         subjects: the subject of each sample.

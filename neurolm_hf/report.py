@@ -9,8 +9,7 @@ import functools
 import html
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, ParamSpec, TypedDict
@@ -45,7 +44,7 @@ STYLE: "dict[RcKeyType, Any]" = {
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
     "legend.fontsize": 10,
-    "savefig.dpi": 160,
+    "figure.dpi": 160,
 }
 
 TRACES = 4
@@ -60,7 +59,7 @@ CAPTIONS = {
     "codebook_usage": "How often each code is used. A perplexity near the number of codes means even use; near one, "
     "that nearly everything falls on one code.",
     "losses": "Training losses of every stage.",
-    "confusion": "Answers on held-out windows: counts, and percent of each true condition.",
+    "confusion_matrix": "Answers on held-out windows: counts, and percent of each true condition.",
     "probabilities": "The probability given to the positive answer on held-out windows, by true condition. Humps that "
     "stand apart but on one side of the threshold mean that the threshold is off, not the ranking.",
 }
@@ -84,10 +83,10 @@ def _drawing(plot: "Callable[P, Figure]") -> "Callable[P, Figure]":
 
     @functools.wraps(plot)
     def styled(*args: P.args, **kwargs: P.kwargs) -> "Figure":
-        if find_spec("matplotlib") is None:
-            raise ImportError('Figures need matplotlib: pip install "neurolm_hf[demo]"')
-        import matplotlib
-
+        try:
+            import matplotlib
+        except ImportError as error:
+            raise ImportError('Figures need matplotlib: pip install "neurolm_hf[demo]"') from error
         with matplotlib.rc_context(STYLE):
             return plot(*args, **kwargs)
 
@@ -112,7 +111,7 @@ def plot_reconstruction(
     rows = np.linspace(0, len(signal) - 1, min(TRACES, len(signal))).round().astype(int)
     seconds = np.arange(signal.shape[1]) / sampling_rate
 
-    figure, axes = _panels(len(rows), height=1.35, top=0.6, sharex=True)
+    figure, axes = _panels(len(rows), height=1.35, top=0.6, shared=True)
     for axis, row in zip(axes, rows, strict=True):
         axis.plot(seconds, signal[row], color=BLACK, linewidth=0.8, label="Signal")
         axis.plot(seconds, reconstruction[row], color=VERMILION, linewidth=1.3, label="Reconstruction")
@@ -176,9 +175,9 @@ def plot_codebook_usage(counts: ArrayLike) -> "Figure":
         xlabel="Codes, most used first",
         ylabel="Patches (log scale)",
         xlim=(0, len(usage)),
-        ylim=(min(0.8, even / 2), None),
+        ylim=(min(0.8, even / 2), 1.5 * max(usage[0], even)),
     )
-    axis.legend(loc="upper right")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
 
@@ -211,9 +210,9 @@ def plot_confusion(confusion: ArrayLike, answers: Sequence[str]) -> "Figure":
         raise ValueError(f"a confusion matrix of shape {counts.shape} does not fit {len(answers)} answers")
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
-    figure, (axis,) = _panels(1, height=1.8 + 0.8 * len(answers))
+    figure, (axis,) = _panels(1, height=1.2 + 0.8 * len(answers))
     axis.grid(False)
-    image = axis.imshow(percent, cmap="cividis_r", vmin=0, vmax=100)
+    image = axis.imshow(percent, cmap="cividis_r", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(percent):
         text = f"{counts[row, column]:,.0f}\n{value:.0f} %"
         axis.text(column, row, text, ha="center", va="center", color="white" if value > 55 else "black")
@@ -238,16 +237,14 @@ def plot_probabilities(
     """
     values, truth = np.asarray(probabilities, dtype=float), np.asarray(is_positive, dtype=bool)
     _same_shape(values, truth)
-    negative, positive = answers
 
-    figure, (axis,) = _panels(1, height=3.2)
-    bins = np.linspace(0, 1, 21).tolist()
-    for name, group, colour, hatch in ((negative, values[~truth], BLUE, ""), (positive, values[truth], ORANGE, "//")):
-        label = f"Truth: {name} ({len(group):,})"
-        axis.hist(group, bins, color=colour, alpha=0.6, hatch=hatch, edgecolor="white", label=label)
-    axis.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.2, label=f"Threshold ({threshold:.2f})")
-    axis.set(xlabel=f"Probability of “{positive}”", ylabel="Windows", xlim=(0, 1))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure, axes = _panels(2, height=1.8, top=0.3, shared=True)
+    for axis, name, group, colour in zip(axes, answers, (values[~truth], values[truth]), (BLUE, ORANGE), strict=True):
+        axis.hist(group, np.linspace(0, 1, 21).tolist(), color=colour, edgecolor="white")
+        axis.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.2, label=f"Threshold ({threshold:.2f})")
+        axis.set(title=f"Truth: {name} ({len(group):,} windows)", ylabel="Windows", xlim=(0, 1))
+    axes[-1].set_xlabel(f"Probability of “{answers[1]}”")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right")
     return figure
 
 
@@ -302,17 +299,18 @@ def write_report(
 # Drawing
 
 
-def _panels(rows: int, *, height: float, top: float = 0.0, sharex: bool = False) -> "tuple[Figure, list[Axes]]":
+def _panels(rows: int, *, height: float, top: float = 0.0, shared: bool = False) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure  # not pyplot: no backend is chosen, no figure is kept alive
 
     figure = Figure(figsize=(WIDTH_INCHES, rows * height + top), layout="constrained")
-    return figure, list(figure.subplots(rows, 1, squeeze=False, sharex=sharex)[:, 0])
+    return figure, list(figure.subplots(rows, 1, squeeze=False, sharex=shared, sharey=shared)[:, 0])
 
 
 def _draw_power(axis: "Axes", power: Mapping[str, ArrayLike], frequencies: NDArray[np.floating]) -> None:
     low, high = POWER_RANGE_HZ
     shown = (frequencies >= low) & (frequencies <= high)
-    for colour, style, (condition, values) in zip(LINE_COLOURS, LINE_STYLES, power.items(), strict=False):
+    for number, (condition, values) in enumerate(power.items()):
+        colour, style = _line(number)
         watts = _matrix(values, condition)
         decibel = 10 * np.log10(np.maximum(watts[:, shown], np.finfo(float).tiny))
         mean, error = decibel.mean(axis=0), decibel.std(axis=0) / math.sqrt(len(decibel))
@@ -332,14 +330,20 @@ def _draw_losses(axis: "Axes", losses: Mapping[str, tuple[ArrayLike, ArrayLike]]
     for number, (name, (steps, values)) in enumerate(losses.items()):
         steps, values = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
         _same_shape(steps, values)
-        colour, style = LINE_COLOURS[number % len(LINE_COLOURS)], LINE_STYLES[number % len(LINE_STYLES)]
-        axis.plot(steps, values, style, color=colour, linewidth=1.4, label=name)
+        colour, style = _line(number)
+        marker = "o" if len(steps) < 10 else ""  # a single point is no line
+        axis.plot(steps, values, style, color=colour, marker=marker, markersize=3, linewidth=1.4, label=name)
         seen.append(values[np.isfinite(values)])
     pooled = np.concatenate(seen) if seen else np.empty(0)
     wide = pooled.size > 0 and pooled.min() > 0 and pooled.max() / pooled.min() > LOG_SCALE_FROM
     axis.set_yscale("log" if wide else "linear")
     axis.set_ylabel("Loss (log scale)" if wide else "Loss")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if losses:
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _line(number: int) -> tuple[str, str]:
+    return LINE_COLOURS[number % len(LINE_COLOURS)], LINE_STYLES[number % len(LINE_STYLES)]
 
 
 def _matrix(values: ArrayLike, name: str) -> NDArray[np.floating]:
@@ -451,9 +455,7 @@ def _section(heading: str, body: str) -> str:
     return f"<section><h2>{html.escape(heading)}</h2>{body}</section>"
 
 
-def _table(
-    header: Sequence[str], rows: "Iterator[tuple[str, str]] | Sequence[tuple[str, ...]]", numbers: bool = False
-) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
     head = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in header)
     body = "".join(
         f"<tr><th scope=row>{html.escape(name)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
@@ -473,12 +475,12 @@ table { border-collapse: collapse; width: 100%; font-size: .95rem; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
   overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid #555; overflow-wrap: normal; } tbody th { font-weight: normal; }
-.numbers td, .numbers thead th + th { text-align: right; font-variant-numeric: tabular-nums; }
+.numbers td, .numbers thead th + th { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .numbers td:nth-child(2) { font-weight: bold; }
 figure { margin: 0; } img { max-width: 100%; height: auto; } figcaption, p { color: #444; font-size: .95rem; }
 .warning { color: #b03a00; font-weight: bold; }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; } img { max-height: 20cm; } }
+  h2 { break-after: avoid; } img { max-height: 11cm; } }
 """
 PAGE = """<!DOCTYPE html>
 <html lang="en">

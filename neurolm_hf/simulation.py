@@ -1,11 +1,12 @@
-"""Synthetic EDF recordings that look like EEGMAT's: eyes-closed rest and mental arithmetic, one pair of files a subject.
+"""Synthetic EDF recordings that look like EEGMAT's: eyes-closed rest and mental arithmetic, two files a subject.
 
-The signal is a sum of parts with known physiology: spatially mixed 1/f background, posterior alpha that waxes and wanes,
-frontal-midline theta, beta, blinks, slow drift, 50 Hz hum, an ECG. Workload weakens alpha and strengthens theta and
-beta, each by an amount of the subject's own. Subjects differ far more in absolute level than conditions do, and every
-recording has a gain of its own, so that neither a constant nor the loudness tells the conditions apart.
+The signal is a sum of parts with known physiology: spatially mixed 1/f background, posterior alpha that waxes and
+wanes, frontal-midline theta, beta, blinks, slow drift, 50 Hz hum, an ECG. Workload weakens alpha and strengthens theta
+and beta, each by an amount of the subject's own. Subjects differ in level, in spectrum and in the size of these
+effects, and every recording has a gain of its own: no constant tells the conditions apart, and loudness does so badly.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 
-Signal = NDArray[np.float64]
+Signal = NDArray[np.floating]
 
 SAMPLING_RATE = 500
 CONDITIONS = ("rest", "arithmetic")
@@ -58,18 +59,21 @@ _RECORDED_ON = datetime(2020, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class SubjectTraits:
-    """What stays the same in all recordings of a subject; amplitudes are RMS in microvolts, rises are ratios."""
+    """What stays the same in all recordings of a subject.
+
+    Amplitudes are in microvolts: RMS, but for blinks the peak. A change is the amplitude at work over that at rest.
+    """
 
     background_uv: float
     background_exponent: float
     alpha_hz: float
     alpha_uv: float
-    alpha_rise: float
+    alpha_change: float
     theta_hz: float
     theta_uv: float
-    theta_rise: float
+    theta_change: float
     beta_uv: float
-    beta_rise: float
+    beta_change: float
     blink_uv: float
     blinks_per_minute: float
     drift_uv: float
@@ -94,7 +98,7 @@ def simulate_recordings(directory: str | Path, *, subjects: int, seconds: int = 
     Raises:
         ValueError: `subjects` or `seconds` out of range.
         FileExistsError: a file of that name is there already; nothing is overwritten.
-        ImportError: mne or edfio is missing.
+        ImportError: edfio is missing.
     """
     if not 1 <= subjects <= 100:
         raise ValueError(f"subjects must be between 1 and 100 (file names have two digits), got {subjects}.")
@@ -132,6 +136,7 @@ def simulate_signal(subject: int, condition: str, *, seconds: int = 64, seed: in
     scalp += _drift(rng, traits, samples)
     scalp += _hum(rng, traits, samples)
     scalp *= rng.lognormal(0.0, 0.08)
+    scalp -= scalp.mean(axis=1, keepdims=True)  # EEG amplifiers are coupled through a capacitor
     ears = 4.0 * _noise(rng, 1, samples, _one_over_f(traits.background_exponent))
     return np.concatenate([scalp, ears, _electrocardiogram(rng, traits, samples)])
 
@@ -144,12 +149,12 @@ def draw_traits(subject: int, *, seed: int = 0) -> SubjectTraits:
         background_exponent=rng.normal(1.7, 0.1),
         alpha_hz=rng.uniform(8.8, 11.4),
         alpha_uv=12.0 * rng.lognormal(0.0, 0.25),
-        alpha_rise=rng.uniform(0.15, 0.32),
+        alpha_change=rng.uniform(0.15, 0.32),
         theta_hz=rng.uniform(5.5, 6.6),
         theta_uv=3.5 * rng.lognormal(0.0, 0.2),
-        theta_rise=rng.uniform(1.9, 2.8),
+        theta_change=rng.uniform(1.9, 2.8),
         beta_uv=2.2 * rng.lognormal(0.0, 0.25),
-        beta_rise=rng.uniform(1.3, 1.8),
+        beta_change=rng.uniform(1.3, 1.8),
         blink_uv=rng.uniform(50.0, 120.0),
         blinks_per_minute=rng.uniform(2.0, 9.0),
         drift_uv=4.0 * rng.lognormal(0.0, 0.3),
@@ -201,9 +206,9 @@ def _background(rng: Generator, traits: SubjectTraits, samples: int) -> Signal:
 
 def _rhythms(rng: Generator, traits: SubjectTraits, samples: int, *, working: bool) -> Signal:
     """Alpha, theta and beta (19, samples) at the level of the condition."""
-    alpha = traits.alpha_uv * (traits.alpha_rise if working else 1.0)
-    theta = traits.theta_uv * (traits.theta_rise if working else 1.0)
-    beta = traits.beta_uv * (traits.beta_rise if working else 1.0)
+    alpha = traits.alpha_uv * (traits.alpha_change if working else 1.0)
+    theta = traits.theta_uv * (traits.theta_change if working else 1.0)
+    beta = traits.beta_uv * (traits.beta_change if working else 1.0)
     return (
         alpha * _rhythm(rng, samples, _peak(traits.alpha_hz, 0.6), ("O1", "O2", "Pz"), spread_mm=85)
         + theta * _rhythm(rng, samples, _peak(traits.theta_hz, 0.5), ("Fz", "F3", "F4"), spread_mm=45)
@@ -270,23 +275,14 @@ def _electrocardiogram(rng: Generator, traits: SubjectTraits, samples: int) -> S
 
 def _write_edf(path: Path, signal_uv: Signal) -> None:
     """Write a recording (21, samples) in microvolts as EDF."""
-    mne = _import_mne()
-    types = ["eeg"] * (len(CHANNEL_NAMES) - 1) + ["ecg"]
+    import mne  # here, because importing it takes a second
+
+    if importlib.util.find_spec("edfio") is None:
+        raise ImportError('Writing EDF files needs edfio: pip install "neurolm_hf[demo]"', name="edfio")
+    types = ["eeg"] * len(ELECTRODES_MM) + ["eeg", "ecg"]
     info = mne.create_info(list(CHANNEL_NAMES), SAMPLING_RATE, types)
     raw = mne.io.RawArray(signal_uv * 1e-6, info, verbose="error")
     raw.set_meas_date(_RECORDED_ON)
     raw.info["device_info"] = {"type": "simulated"}
     limits = (-_AMPLIFIER_RANGE_UV, _AMPLIFIER_RANGE_UV)
     mne.export.export_raw(path, raw, fmt="edf", physical_range=limits, verbose="error")
-
-
-def _import_mne():
-    """mne, with what it needs to write EDF."""
-    try:
-        import edfio  # noqa: F401
-        import mne
-    except ImportError as error:
-        raise ImportError(
-            'Simulating recordings needs mne and edfio: pip install "neurolm_hf[demo]"', name=error.name
-        ) from error
-    return mne

@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .processing_neurolm import SEP_TOKEN
+
 
 TASK_FILES = Path(__file__).parent / "task_files"
-SEPARATOR = "[SEP]"
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -36,7 +37,7 @@ class Task:
     answers: Mapping[str, int]
     channels: tuple[str, ...] | None
     window_seconds: int
-    stride_seconds: int | None
+    stride_seconds: float | None
     last_seconds: int | None
     notch_hz: int
 
@@ -58,7 +59,7 @@ class Task:
 
     def prompt(self) -> str:
         """What the model reads before it answers, after the EEG."""
-        return f"{SEPARATOR}{self.question} Answer:" + (" (" if self.lettered else "")
+        return f"{SEP_TOKEN}{self.question} Answer:" + (" (" if self.lettered else "")
 
     def completion(self, answer: str) -> str:
         """What the model should write after the prompt to give this answer, up to the end of text.
@@ -67,7 +68,8 @@ class Task:
             ValueError: the answer is not one of the task's.
         """
         if answer not in self.answers:
-            raise ValueError(f"{answer!r} is no answer of task {self.name}; its answers are {', '.join(self.classes)}.")
+            known = ", ".join(self.classes)
+            raise ValueError(f"{answer!r} is no answer of task {self.name}; its answers are {known}.")
         return (answer.removeprefix("(") if self.lettered else f" {answer}") + f" {END_OF_TEXT}"
 
     def training_text(self, answer: str) -> str:
@@ -131,7 +133,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "answers": (dict,),
     "channels": (list, type(None)),
     "window_seconds": (int,),
-    "stride_seconds": (int, type(None)),
+    "stride_seconds": (int, float, type(None)),
     "last_seconds": (int, type(None)),
     "notch_hz": (int,),
 }

@@ -8,6 +8,7 @@ import pytest
 
 from neurolm_hf.tasks import TASK_FILES, Task, load_task
 
+
 FACTS = Path(__file__).parents[2] / "shared" / "facts" / "tasks.json"
 
 

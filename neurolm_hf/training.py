@@ -1,0 +1,202 @@
+"""The three stages of NeuroLM through the HF Trainer: what the Trainer does not know, and nothing it does.
+
+Windows in, batches out: the collators turn rows with `signal` (channels, samples) and `channels` (names) into what the
+models read. Tokenizer: patches. Pre-training: the patches' codes as labels. Instruction tuning: prompt and answer.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .modeling_neurolm import IGNORE_INDEX, NeuroLMVQModel
+from .processing_neurolm import CHANNEL_VOCABULARY, EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
+from .tasks import Task
+
+Row = dict[str, Any]
+
+LOGGED_OUTPUTS = (
+    "frequency_loss",
+    "raw_loss",
+    "commitment_loss",
+    "codebook_usage",
+    "perplexity",
+    "eeg_loss",
+    "text_loss",
+)
+
+
+class NeuroLMTrainer(Trainer):
+    """The Trainer, which also logs the parts of the loss and the state of the codebook."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._parts: dict[str, list[torch.Tensor]] = {}
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            for name in LOGGED_OUTPUTS:
+                if (value := outputs.get(name)) is not None:
+                    self._parts.setdefault(name, []).append(value.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: float(torch.stack(values).mean()) for name, values in self._parts.items()}
+            self._parts.clear()
+        super().log(logs, start_time)
+
+
+class CodebookCallback(TrainerCallback):
+    """Moves the codebook once an optimiser step, by the sums of all its micro-batches."""
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kwargs["model"].update_codebook()
+
+
+class QuantizerScheduleCallback(TrainerCallback):
+    """Trains a small tokenizer into its codebook: without quantiser first, then with a share of samples around it.
+
+    A small model that must quantise from its first step on tends to collapse to a few codes.
+
+    Args:
+        warmup_steps: steps without the quantiser; k-means places the codebook after them.
+        bypass: share of samples that go around the quantiser from then on.
+        revive_until: share of the training after which dead codes are left alone, so that the codebook settles.
+    """
+
+    def __init__(self, warmup_steps: int, bypass: float, revive_until: float = 0.8):
+        self.warmup_steps = warmup_steps
+        self.bypass = bypass
+        self.revive_until = revive_until
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        config = kwargs["model"].config
+        config.quantizer_bypass = 1.0 if state.global_step < self.warmup_steps else self.bypass
+        if state.global_step >= self.revive_until * state.max_steps:
+            config.dead_code_threshold = 0.0
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kwargs["model"].config.quantizer_bypass = 0.0
+
+
+class EEGCollator:
+    """Batches for the neural tokenizer: patches and the ids of their channels and seconds."""
+
+    def __init__(self, feature_extractor: EEGFeatureExtractor):
+        self.feature_extractor = feature_extractor
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        batch = self.feature_extractor.collate([[window_segment(self.feature_extractor, row)] for row in rows])
+        batch = batch.convert_to_tensors("pt")
+        return {name: batch[name] for name in batch if name != "eeg_segment_ids"}
+
+
+class PretrainingCollator:
+    """Batches for multi-channel autoregression: every patch's code is a label (paper, section 3.2)."""
+
+    def __init__(self, processor: NeuroLMProcessor):
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        batch = _eeg_and_text(self.processor, rows, [self.processor.eeg_token] * len(rows))
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
+        return {**batch, "labels": labels}
+
+
+class InstructionCollator:
+    """Batches for instruction tuning: EEG, prompt and answer, with a loss on what follows the prompt (section 3.3).
+
+    Args:
+        processor, task: what writes the prompt, and which.
+        channel_dropout: share of channels that are left out of a training window, at random. 0 keeps all.
+    """
+
+    def __init__(self, processor: NeuroLMProcessor, task: Task, channel_dropout: float = 0.0):
+        self.processor = processor
+        self.task = task
+        self.channel_dropout = channel_dropout
+        self.prompt_length = len(processor.tokenizer(task.prompt())["input_ids"])
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        rows = [drop_channels(row, self.channel_dropout) for row in rows]
+        texts = [self.processor.eeg_token + self.task.training_text(row["answer"]) for row in rows]
+        batch = _eeg_and_text(self.processor, rows, texts)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
+        # text starts after the last placeholder, wherever the padding is
+        is_eeg = batch["mm_token_type_ids"] > 0
+        after_eeg = (batch["attention_mask"] * ~is_eeg).cumsum(1)
+        labels = labels.masked_fill(is_eeg | (after_eeg <= self.prompt_length), IGNORE_INDEX)
+        return {**batch, "labels": labels}
+
+
+def window_segment(feature_extractor: EEGFeatureExtractor, row: Row) -> EEGSegment:
+    """The patches of a row's prepared `signal` (channels, samples), whose `channels` are vocabulary names."""
+    ids = np.array([_CHANNEL_IDS[name] for name in row["channels"]])
+    return feature_extractor.to_segment(np.asarray(row["signal"], dtype=np.float32), ids)
+
+
+def drop_channels(row: Row, share: float) -> Row:
+    """The row without a random `share` of its channels; torch's generator decides. At least one channel stays."""
+    if share <= 0:
+        return row
+    keep = torch.rand(len(row["channels"])) >= share
+    if not keep.any():
+        keep[int(torch.randint(len(keep), ()))] = True
+    kept = keep.nonzero().squeeze(1).tolist()
+    return {**row, "signal": np.asarray(row["signal"])[kept], "channels": [row["channels"][i] for i in kept]}
+
+
+def split_weight_decay(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of the paper's recipe: weight decay on matrices and embeddings only."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def standardize_features(model: NeuroLMVQModel, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+    """Gives each encoder feature mean 0 and variance 1 over `batches`, without changing any code.
+
+    The scale goes into the encoder's last layer norm and is undone in the first layer of the head before the codebook,
+    so the checkpoint's format stays. A small language model learns from features of unit scale much faster.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for batch in batches:
+        features = model.encode(**batch).features
+        real = features[batch["eeg_attention_mask"].bool()].double()
+        count, total, squares = count + len(real), total + real.sum(0), squares + real.square().sum(0)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
+    norm, head = model.encoder.transformer.norm, model.encoder.to_codebook[0]
+    weight = head.weight.double()
+    head.bias.copy_(head.bias.double() + weight @ mean)
+    head.weight.copy_(weight * deviation)
+    norm.weight.copy_(norm.weight.double() / deviation)
+    norm.bias.copy_((norm.bias.double() - mean) / deviation)
+
+
+_CHANNEL_IDS = {name: index for index, name in enumerate(CHANNEL_VOCABULARY)}
+
+
+def _eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], texts: list[str]) -> dict[str, torch.Tensor]:
+    batch = processor(
+        eeg=[np.asarray(row["signal"], dtype=np.float32) for row in rows],
+        text=texts,
+        ch_names=[list(row["channels"]) for row in rows],
+        sampling_rate=processor.feature_extractor.sampling_rate,
+        prepared_by=processor.feature_extractor.recipe_id,
+        return_tensors="pt",
+    )
+    return dict(batch)
