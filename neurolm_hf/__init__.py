@@ -54,39 +54,57 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_EXPORTS])
 
 
-def _register(module: ModuleType) -> None:
-    if module.__name__ == _CONFIG_MODULE:
+def _register(auto_module: ModuleType) -> None:
+    if auto_module.__name__ == _CONFIG_MODULE:
         for name in ("NeuroLMConfig", "NeuroLMVQConfig"):
             config = __getattr__(name)
-            module.AutoConfig.register(config.model_type, config, exist_ok=True)
+            auto_module.AutoConfig.register(config.model_type, config, exist_ok=True)
         return
-    for auto_class, config, name in _AUTO_CLASSES[module.__name__]:
-        getattr(module, auto_class).register(__getattr__(config), __getattr__(name), exist_ok=True)
+    for auto_class, config, name in _AUTO_CLASSES[auto_module.__name__]:
+        getattr(auto_module, auto_class).register(__getattr__(config), __getattr__(name), exist_ok=True)
 
 
 class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
-    """Lets the import of an auto module of transformers be followed by our registration with it."""
+    """Lets the import of an auto module of transformers be followed by our registration with it.
+
+    They import one another and ours import them: registration waits for the outermost of these imports to end.
+    """
+
+    def __init__(self) -> None:
+        self.ours = {f"{__name__}.{module}" for module in _EXPORTS.values()}
+        self.loading: set[str] = set()
+        self.loaded = {name for name in (_CONFIG_MODULE, *_AUTO_CLASSES) if name in sys.modules}
+        self.register()
+
+    def register(self) -> None:
+        if not self.loading:
+            for name in sorted(self.loaded):
+                _register(sys.modules[name])
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _AUTO_CLASSES and fullname != _CONFIG_MODULE:
+        ours = fullname in self.ours
+        if not ours and fullname not in _AUTO_CLASSES and fullname != _CONFIG_MODULE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def load_and_register(module: ModuleType) -> None:
-                load(module)
-                _register(module)
+                self.loading.add(fullname)
+                try:
+                    load(module)
+                finally:
+                    self.loading.discard(fullname)
+                if not ours:
+                    self.loaded.add(fullname)
+                self.register()
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
 
 
-for _name in (_CONFIG_MODULE, *_AUTO_CLASSES):
-    if _name in sys.modules:
-        _register(sys.modules[_name])
 if not any(type(finder).__name__ == _RegisterWhenLoaded.__name__ for finder in sys.meta_path):
     sys.meta_path.insert(0, _RegisterWhenLoaded())
 

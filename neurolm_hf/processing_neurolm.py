@@ -402,7 +402,7 @@ def _edf_layout(path: Path) -> tuple[int, int, int, bool]:
 def _has_only_crlf(path: Path, extra: int) -> bool:
     """Whether every LF of the file follows a CR, as many times as there are extra bytes: never so by chance."""
     content = path.read_bytes()
-    return content.count(b"\n") == content.count(b"\r\n") >= extra > 8
+    return content.count(b"\n") == content.count(b"\r\n") >= extra > 1
 
 
 # ------------------------------------------------------------------------------------------------
@@ -600,6 +600,7 @@ class _Signal:
     # (onset, duration, description) in seconds, where separately recorded parts meet: filters stop there.
     boundaries: list[tuple[float, float, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    is_epoch: bool = False
 
 
 class EEGFeatureExtractor(SequenceFeatureExtractor):
@@ -693,7 +694,7 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(f"{name} is a whole number of at least 1, not {value!r}.")
         if self.stride_seconds is not None:
             stride = self.stride_seconds * self.sampling_rate
-            if stride < 1 or stride != int(stride):
+            if stride < 1 - 1e-6 or abs(stride - round(stride)) > 1e-6:
                 raise ValueError(f"stride_seconds is a whole number of samples, not {self.stride_seconds} s.")
 
     # The recipe ----------------------------------------------------------------
@@ -935,7 +936,7 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
             return data
         raw = _as_raw_array(data, signal)
         if low is not None or high is not None:
-            _warn_if_short(data.shape[1], rate, low, high, report)
+            _warn_if_short(signal, low, high, report)
             raw.filter(low, high, verbose="ERROR")
         if notch is not None:
             raw.notch_filter(notch, verbose="ERROR")
@@ -1083,7 +1084,7 @@ def _open_mne(item: _Item, eeg: Any, unknown_channels: UnknownChannels, notes: l
         raise ValueError(f"{source} has no samples.")
     if data.ndim == 3:
         return [
-            _Signal(epoch, montage, rate, unit, f"{source}, epoch {number}", item.index)
+            _Signal(epoch, montage, rate, unit, f"{source}, epoch {number}", item.index, is_epoch=True)
             for number, epoch in enumerate(data)
         ]
     boundaries = _boundaries(eeg)
@@ -1125,14 +1126,18 @@ def _as_raw_array(data: np.ndarray, signal: _Signal) -> Any:
     return raw
 
 
-def _warn_if_short(n_samples: int, rate: float, low: float | None, high: float | None, report: EEGReport) -> None:
+def _warn_if_short(signal: _Signal, low: float | None, high: float | None, report: EEGReport) -> None:
+    rate, n_samples = signal.sampling_rate, signal.data.shape[1]
     length = len(mne.filter.create_filter(None, rate, low, high, verbose="ERROR"))
-    if n_samples < length:
-        message = (
-            f"{report.source}: {n_samples / rate:.3g} s is shorter than the {length / rate:.3g} s of the band-pass "
-            "filter, which distorts it: pass the whole recording."
-        )
-        report.warnings.append(message)
+    if n_samples >= length:
+        return
+    message = (
+        f"{signal.source}: {n_samples / rate:.3g} s is shorter than the {length / rate:.3g} s of the band-pass "
+        "filter, which distorts it: pass the whole recording."
+    )
+    report.warnings.append(message)
+    # Of epochs `prepare` has warned once for all.
+    if not signal.is_epoch:
         _warn(message)
 
 

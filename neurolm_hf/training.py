@@ -15,6 +15,7 @@ from .modeling_neurolm import IGNORE_INDEX, NeuroLMVQModel
 from .processing_neurolm import CHANNEL_VOCABULARY, EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
 from .tasks import Task
 
+
 Row = dict[str, Any]
 
 LOGGED_OUTPUTS = (
@@ -102,15 +103,27 @@ class EEGCollator:
 
 
 class PretrainingCollator:
-    """Batches for multi-channel autoregression: every patch's code is a label (paper, section 3.2)."""
+    """Batches for multi-channel autoregression: every patch's code is a label (paper, section 3.2).
 
-    def __init__(self, processor: NeuroLMProcessor):
+    Args:
+        processor: its placeholder is the label that stands for a patch's code.
+        texts: sentences to draw from, so that the language model keeps its language; `None` trains on EEG alone.
+        texts_per_batch: how many join each batch as rows without EEG.
+    """
+
+    def __init__(self, processor: NeuroLMProcessor, texts: Sequence[str] | None = None, texts_per_batch: int = 0):
+        if texts_per_batch and not texts:
+            raise ValueError("`texts_per_batch` needs `texts` to draw from.")
         self.processor = processor
+        self.texts = texts or []
+        self.texts_per_batch = texts_per_batch
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        batch = _eeg_and_text(self.processor, rows, [self.processor.eeg_token] * len(rows))
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
-        return {**batch, "labels": labels}
+        drawn = torch.randint(len(self.texts), (self.texts_per_batch,)).tolist() if self.texts_per_batch else []
+        end = self.processor.tokenizer.eos_token
+        texts = [self.processor.eeg_token] * len(rows) + [self.texts[index] + end for index in drawn]
+        batch = _eeg_and_text(self.processor, rows, texts)
+        return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)}
 
 
 class InstructionCollator:
@@ -191,11 +204,12 @@ _CHANNEL_IDS = {name: index for index, name in enumerate(CHANNEL_VOCABULARY)}
 
 
 def _eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], texts: list[str]) -> dict[str, torch.Tensor]:
+    """Model inputs of prepared windows, one a text; texts beyond the rows have no EEG."""
+    without = [[] for _ in texts[len(rows) :]]
     batch = processor(
-        eeg=[np.asarray(row["signal"], dtype=np.float32) for row in rows],
+        eeg=[[np.asarray(row["signal"], dtype=np.float32)] for row in rows] + without,
         text=texts,
-        ch_names=[list(row["channels"]) for row in rows],
-        sampling_rate=processor.feature_extractor.sampling_rate,
+        ch_names=[[list(row["channels"])] for row in rows] + without,
         prepared_by=processor.feature_extractor.recipe_id,
         return_tensors="pt",
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from neurolm_hf.conversion import convert_neurolm, convert_vq, read_checkpoint
+from neurolm_hf.conversion import convert_neurolm, convert_vq
 
 
 PARITY = Path(__file__).parent / "parity"
@@ -57,13 +57,12 @@ def batch() -> dict[str, torch.Tensor]:
 
 def tokenizer_model(**fields: Any) -> Any:
     """The neural tokenizer of VQ.pt with its adversary, freshly converted."""
-    return convert_vq(read_checkpoint(PARITY / "VQ.pt"), **fields)[0]
+    return convert_vq(PARITY / "VQ.pt", **fields)[0]
 
 
 def language_model(size: str, **fields: Any) -> Any:
     """The language model of a size with the codebook of VQ.pt, freshly converted."""
-    checkpoint = read_checkpoint(PARITY / f"NeuroLM-{size}.pt")
-    return convert_neurolm(checkpoint, read_checkpoint(PARITY / "VQ.pt"), **fields)[0]
+    return convert_neurolm(PARITY / f"NeuroLM-{size}.pt", PARITY / "VQ.pt", **fields)[0]
 
 
 def prompt_of(size: str, index: int, eeg_token_id: int) -> torch.Tensor:

@@ -209,7 +209,7 @@ def test_tokenizer_of_a_padded_batch():
 
 
 def _pretraining_targets(codes: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(batch, patches) as the reference writes them: the code of the next second, -1 - text rows where there is none."""
+    """(batch, patches) as the reference writes them: the code of the next second; -513 where there is none."""
     mask = inputs.get("eeg_attention_mask")
     predictors = previous_second(inputs["eeg_channel_ids"], inputs["eeg_time_ids"], None, mask)
     targets = torch.full_like(codes, -1 - TEXT_ROWS)
@@ -324,9 +324,7 @@ def neurolm_instruction_numbers(size: str) -> Numbers:
         labels[row, patches(row) + 1 : patches(row) + length] = targets.masked_fill(targets < 0, -100)
     real = theirs >= 0
     with torch.no_grad():
-        outputs = model(
-            input_ids=ids, attention_mask=real.long(), position_ids=positions, labels=labels, **inputs
-        )
+        outputs = model(input_ids=ids, attention_mask=real.long(), position_ids=positions, labels=labels, **inputs)
     logits = torch.zeros(expected["instruct.logits"].shape)
     mask = torch.zeros(expected["instruct.mask"].shape, dtype=torch.bool)
     compared = torch.zeros(shape, dtype=torch.bool)

@@ -137,12 +137,12 @@ def test_names_are_resolved(name, expected):
     assert resolve_channel(name) == expected
 
 
-@pytest.mark.parametrize(
-    "name",
-    """ECG|ECG ECG|EEG EKG1-REF|EKG|EOG|EOG E1-M2|VEOG|HEOG|VEO|HEO|EOG left|EMG chin|EMG-REF|RESP|Resp oro-nasal|STATUS
-    |STI 014|STI014|Trigger|DIG DTRIG|PHOTIC-REF|Photic|Event|EDF Annotations|BDF Annotations|SpO2|SaO2|DC1|IBI|BURSTS
-    |EEG LOC-REF|EEG ROC-REF|Pulse|EEG A2-A1|M1-M2""".replace("\n    ", "").split("|"),
-)
+NON_EEG = """ECG|ECG ECG|EEG EKG1-REF|EKG|EOG|EOG E1-M2|VEOG|HEOG|VEO|HEO|EOG left|EMG chin|EMG-REF|RESP
+Resp oro-nasal|STATUS|STI 014|STI014|Trigger|DIG DTRIG|PHOTIC-REF|Photic|Event|EDF Annotations|BDF Annotations|SpO2
+SaO2|DC1|IBI|BURSTS|EEG LOC-REF|EEG ROC-REF|Pulse|EEG A2-A1|M1-M2"""
+
+
+@pytest.mark.parametrize("name", NON_EEG.replace("\n", "|").split("|"))
 def test_what_is_no_eeg_is_left_out_and_reported(name):
     montage = resolve_montage(["CZ", name])
     assert montage.names == ["CZ"]
@@ -177,7 +177,7 @@ def test_two_rows_of_one_name_raise_naming_both():
 
 
 def test_a_montage_without_eeg_raises():
-    with pytest.raises(ValueError, match="no EEG channel is left .*'ECG'"):
+    with pytest.raises(ValueError, match=r"no EEG channel is left .*'ECG'"):
         resolve_montage(["ECG", "EMG"])
 
 
@@ -193,8 +193,10 @@ def test_biosemi_labels_are_not_taken_for_ear_lobes_or_central_electrodes():
 
 @pytest.mark.parametrize(
     ("unit", "factor"),
-    [("V", 1e6), ("v", 1e6), ("volts", 1e6), ("mV", 1e3), ("millivolt", 1e3), ("uV", 1), ("UV", 1), ("µV", 1)]
-    + [("μV", 1), ("microvolts", 1), ("nV", 1e-3), ("0.1mV", 100), ("0.1 mV", 100), ("1e-7 V", 0.1), ("10 uV", 10)],
+    [
+        *(("V", 1e6), ("v", 1e6), ("volts", 1e6), ("mV", 1e3), ("millivolt", 1e3), ("uV", 1), ("UV", 1), ("µV", 1)),
+        *(("μV", 1), ("microvolts", 1), ("nV", 1e-3), ("0.1mV", 100), ("0.1 mV", 100), ("1e-7 V", 0.1), ("10 uV", 10)),
+    ],
 )
 def test_units(unit, factor):
     assert microvolts_per(unit) == pytest.approx(factor, rel=1e-12)
@@ -273,7 +275,7 @@ def test_edf_size_is_checked_against_the_header(tmp_path):
         prepared = make_extractor().prepare(bad)[0]
     assert any("stray" in warning for warning in prepared.report.warnings)
     bad.write_bytes(content.replace(b"\n", b"\r\n"))
-    assert 0 < bad.stat().st_size - len(content) < record or "the next line would show another fault"
+    assert 0 < bad.stat().st_size - len(content) < record, "few enough to pass for stray bytes"
     with pytest.raises(ValueError, match="line ends"):
         read_recording(bad)
     with pytest.raises(ValueError, match="0 data records"):
@@ -324,7 +326,7 @@ def test_preprocessing_agrees_with_the_reference():
     assert ours.shape == golden.shape
     assert np.linalg.norm(ours - golden) / np.linalg.norm(golden) < 1e-6
     assert np.abs(ours - golden).max() < 1e-4
-    assert prepared.ch_names == "FP1 FP2 F3 F4 F7 F8 T3 T4 C3 C4 T5 T6 P3 P4 O1 O2 FZ CZ PZ".split()
+    assert " ".join(prepared.ch_names) == "FP1 FP2 F3 F4 F7 F8 T3 T4 C3 C4 T5 T6 P3 P4 O1 O2 FZ CZ PZ"
     report = prepared.report
     assert report.steps_applied == [
         "high-pass 0.1 Hz",
@@ -377,8 +379,8 @@ def test_a_wrong_unit_in_a_file_header_is_caught(tmp_path):
 
 
 def test_slow_drifts_of_unfiltered_data_are_no_wrong_unit():
-    drift = 5000 * np.sin(2 * np.pi * np.arange(4000) / 4000)
-    assert 15 < make_extractor()(make_eeg(seconds=20) + drift, NAMES, 200, "uV").reports[0].amplitude["C3"] < 60
+    drift = 4000 * np.sin(2 * np.pi * np.arange(40000) / 40000)
+    assert 15 < make_extractor()(make_eeg(seconds=200) + drift, NAMES, 200, "uV").reports[0].amplitude["C3"] < 60
 
 
 def test_odd_flat_and_clipped_channels_are_reported():
@@ -401,7 +403,7 @@ def test_recordings_without_signal_raise():
         make_extractor()(np.zeros((3, 800)), NAMES, 200, "uV")
     with pytest.raises(ValueError, match="has no samples"):
         make_extractor()(np.zeros((3, 0)), NAMES, 200, "uV")
-    with pytest.raises(ValueError, match="0.5 s is less than one second"):
+    with pytest.raises(ValueError, match=r"0\.5 s is less than one second"):
         make_extractor()(make_eeg(seconds=0.5), NAMES, 200, "uV")
 
 
@@ -444,9 +446,10 @@ def test_short_recordings_and_epochs_warn_when_filtered():
         batch = EEGFeatureExtractor()(make_eeg(), NAMES, 200, "uV")
     assert any("shorter" in warning for warning in batch.reports[0].warnings)
     epochs = mne.make_fixed_length_epochs(make_raw(6.0), duration=2.0, preload=True, verbose="error")
-    with pytest.warns(UserWarning) as caught:
-        EEGFeatureExtractor()(epochs)
-    assert any("filter the Raw" in str(one.message) for one in caught)
+    with pytest.warns(UserWarning, match="filter the Raw") as caught:
+        batch = EEGFeatureExtractor()(epochs)
+    assert len(caught) == 1
+    assert all("shorter" in report.warnings[0] for report in batch.reports)
 
 
 def test_each_epoch_is_a_recording():
@@ -601,12 +604,11 @@ def test_patches_agree_with_the_references_loader():
     raw = [inputs[f"raw_uv.{index}"] for index in range(3)]
     names = [recording["ch_names"] for recording in meta["recordings"]]
     batch = make_extractor(pad_to_patches=meta["block_size"])(raw, names, 200, "uV", return_tensors="np")
-    padded = {key.split(".")[-1]: value for key, value in inputs.items() if not key.startswith("raw_uv")}
-    ours = {value.tobytes() for value in batch.values()}
-    reference = [value for value in padded.values() if value.shape == (3, 36, 200)]
-    assert reference, f"no padded patches in {sorted(inputs)}"
-    np.testing.assert_allclose(batch["input_values"], reference[0], atol=1e-6)
-    assert ours
+    real = inputs["input_mask"]
+    np.testing.assert_allclose(batch["input_values"], inputs["X"], atol=1e-6)
+    np.testing.assert_array_equal(batch["eeg_attention_mask"], real)
+    np.testing.assert_array_equal(batch["eeg_channel_ids"][real], inputs["input_chans"][real])
+    np.testing.assert_array_equal(batch["eeg_time_ids"][real], inputs["input_time"][real])
 
 
 def test_rows_are_padded_on_the_right():
@@ -631,6 +633,7 @@ def test_a_long_recording_becomes_windows_from_its_start():
 
 def test_windows_of_given_length_and_stride():
     extractor = make_extractor(window_seconds=4, stride_seconds=2)
+    assert make_extractor(stride_seconds=0.07).stride_seconds == 0.07
     windows = extractor(make_eeg(3, 60), NAMES, 200, "uV").windows
     assert len(windows) == 29
     assert [(w.start, w.end) for w in windows[:2]] == [(0, 4), (2, 6)]
@@ -643,7 +646,7 @@ def test_windows_of_given_length_and_stride():
 def test_what_exceeds_the_token_budget_raises():
     with pytest.raises(ValueError, match="3 channels do not fit a budget of 2 tokens"):
         make_extractor(max_tokens=2)(make_eeg(), NAMES, 200, "uV")
-    with pytest.raises(ValueError, match="windows of 4 s of 3 channels exceed.*3 s at most"):
+    with pytest.raises(ValueError, match=r"windows of 4 s of 3 channels exceed.*3 s at most"):
         make_extractor(max_tokens=10, window_seconds=4)(make_eeg(), NAMES, 200, "uV")
 
 
@@ -699,14 +702,15 @@ def test_gpt2_agrees_with_tiktoken(gpt2, tmp_path, monkeypatch):
         shutil.copyfile(SHARED / "gpt2" / name, tmp_path / hashlib.sha1(url.encode()).hexdigest())
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     encoding = tiktoken.get_encoding("gpt2")
-    tasks = json.loads((SHARED / "facts" / "tasks.json").read_text())
-    texts = [f"{task['question']} Answer: {answer}" for task in tasks.values() for answer in task.get("answers", ())]
+    facts = json.loads((SHARED / "facts" / "tasks.json").read_text())
+    tasks = [task for task in facts.values() if isinstance(task, dict) and "question" in task]
+    texts = [f"{task['question']} Answer: {answer}" for task in tasks for answer in task["answers"]]
     texts += [
         "",
         " ",
         "  two  spaces\n\n\ttab",
         "I'm we've 12345 naïve — 脑电图 🧠",
-        (SHARED / "design.md").read_text()[:4000],
+        (SHARED / "style.md").read_text(),
     ]
     assert len(texts) > 20
     for text in texts:
@@ -827,7 +831,7 @@ def test_a_recording_of_several_windows_gives_a_row_for_each(processor):
     assert len(batch.reports) == 2
     texts = processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
     assert texts == ["long"] * 3 + ["short one"]
-    with pytest.raises(ValueError, match="sample 0: its recording 1 gives 3 windows.*window_seconds"):
+    with pytest.raises(ValueError, match=r"sample 0: its recording 1 gives 3 windows.*window_seconds"):
         processor([make_eeg(3, 2), make_eeg(3, 6)], "a <|eeg|> b <|eeg|>", NAMES, 200, "uV")
 
 
@@ -955,7 +959,8 @@ def test_a_rendered_sample_has_the_papers_ids(gpt2):
     batch = processor(make_eeg(3, 1), text, NAMES, 200, "uV", return_tensors="np")
     ids = batch["input_ids"][0].tolist()
     assert ids[:4] == [50258] * 3 + [50257]
-    assert ids[-4:] == [23998, 25, 3363, 220][1:] + [50256]
+    # 'Answer', ':', ' Yes', ' ', '<|endoftext|>'
+    assert ids[-5:] == [23998, 25, 3363, 220, 50256]
 
 
 def test_decoding_leaves_eeg_out(processor):
