@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
@@ -256,14 +258,15 @@ def convert_neurolm(
         eeg_config = _add_codebook(state, vq_checkpoint, checkpoint, vq_fields, report)
     origins = {"neurolm": checkpoint, "vq": vq_checkpoint}
     free = _free_rows(checkpoint, vq_checkpoint, rows, text_tokenizer)
-    config = NeuroLMConfig(
-        eeg_config=eeg_config,
-        text_config=text_config,
-        eeg_token_id=free[-1] if text_tokenizer is None else text_tokenizer.get_vocab()["<|eeg|>"],
-        stage=stage,
-        tasks=tasks,
-        provenance={name: origin.provenance for name, origin in origins.items() if origin is not None},
-    )
+    with _naming(checkpoint.path):
+        config = NeuroLMConfig(
+            eeg_config=eeg_config,
+            text_config=text_config,
+            eeg_token_id=free[-1] if text_tokenizer is None else text_tokenizer.get_vocab()["<|eeg|>"],
+            stage=stage,
+            tasks=tasks,
+            provenance={name: origin.provenance for name, origin in origins.items() if origin is not None},
+        )
     with torch.device("meta"):
         model = NeuroLMForCausalLM(config)
     _create_gpt2_biases(state, model.state_dict(), report)
@@ -310,20 +313,30 @@ def _vq_config(checkpoint: Checkpoint, **fields: Any) -> NeuroLMVQConfig:
         optional["alignment_vocab_size"] = checkpoint.shape("wte.weight", 2)[0]
     if "domain_classifier.0.weight" in checkpoint.tensors:
         optional["alignment_hidden_size"] = checkpoint.shape("domain_classifier.0.weight", 2)[0]
-    return NeuroLMVQConfig(
-        **_encoder_sizes(checkpoint, "VQ.encoder."),
-        **optional,
-        num_attention_heads=checkpoint.heads("encoder_args"),
-        decoder_hidden_size=checkpoint.shape("VQ.decoder_freq.fc_norm.weight", 1)[0],
-        decoder_num_hidden_layers=checkpoint.layers("VQ.decoder_freq.blocks."),
-        decoder_num_attention_heads=checkpoint.heads("decoder_args"),
-        codebook_size=codes,
-        codebook_dim=width,
-        num_frequency_bins=checkpoint.shape("VQ.decode_task_layer_freq.2.bias", 1)[0],
-        patch_size=checkpoint.shape("VQ.decode_task_layer_raw.2.bias", 1)[0],
-        provenance=checkpoint.provenance,
-        **fields,
-    )
+    with _naming(checkpoint.path):
+        return NeuroLMVQConfig(
+            **_encoder_sizes(checkpoint, "VQ.encoder."),
+            **optional,
+            num_attention_heads=checkpoint.heads("encoder_args"),
+            decoder_hidden_size=checkpoint.shape("VQ.decoder_freq.fc_norm.weight", 1)[0],
+            decoder_num_hidden_layers=checkpoint.layers("VQ.decoder_freq.blocks."),
+            decoder_num_attention_heads=checkpoint.heads("decoder_args"),
+            codebook_size=codes,
+            codebook_dim=width,
+            num_frequency_bins=checkpoint.shape("VQ.decode_task_layer_freq.2.bias", 1)[0],
+            patch_size=checkpoint.shape("VQ.decode_task_layer_raw.2.bias", 1)[0],
+            provenance=checkpoint.provenance,
+            **fields,
+        )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What a configuration refuses, as an error that names the file it was read from."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: {error.__cause__ or error}") from error
 
 
 def _encoder_sizes(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
@@ -399,13 +412,14 @@ def _eeg_config_without_codes(
         "VQ tokens, and EEG targets for pre-training: the codebook is in VQ.pt (`--vq`); the encoder is taken to have "
         f"the paper's {PAPER_ENCODER_HEADS} heads, which only VQ.pt says"
     )
-    return NeuroLMVQConfig(
-        **_encoder_sizes(checkpoint, "tokenizer."),
-        num_attention_heads=PAPER_ENCODER_HEADS,
-        codebook_size=codes,
-        has_codebook=False,
-        **vq_fields,
-    )
+    with _naming(checkpoint.path):
+        return NeuroLMVQConfig(
+            **_encoder_sizes(checkpoint, "tokenizer."),
+            num_attention_heads=PAPER_ENCODER_HEADS,
+            codebook_size=codes,
+            has_codebook=False,
+            **vq_fields,
+        )
 
 
 def _add_codebook(

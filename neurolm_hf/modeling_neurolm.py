@@ -31,6 +31,9 @@ logger = logging.get_logger(__name__)
 IGNORE_INDEX = -100
 PADDING_CODE = -1
 
+# What stays in float32 when weights are loaded in another precision. Not all of the quantiser: one buffer is a boolean.
+FLOAT32_MODULES = ["to_codebook", "quantizer.codebook", "quantizer.cluster_size"]
+
 # Rows of vectors compared with the codebook at a time, so that no (patches x codes) matrix exists for a whole batch.
 LOOKUP_CHUNK = 8192
 
@@ -47,7 +50,8 @@ class NeuroLMVQEncoderOutput(ModelOutput):
             quantiser. These are what the language model reads.
         quantized (`torch.FloatTensor` of shape `(batch, patches, codebook_dim)`): the nearest codes' vectors, of unit
             length.
-        codes (`torch.LongTensor` of shape `(batch, patches)`): indices into the codebook; -1 at padding.
+        codes (`torch.LongTensor` of shape `(batch, patches)`): indices into the codebook; -1 at padding, unless
+            `padding_enters_statistics` has it quantised too.
     """
 
     features: torch.FloatTensor | None = None
@@ -143,6 +147,10 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     eeg_codes: torch.LongTensor | None = None
+
+
+class NeuroLMEEGEmbedding(nn.Embedding):
+    """Rows for channels or seconds. A class of its own so that `config.embedding_initializer_range` finds it."""
 
 
 class NeuroLMPatchGroupNorm(nn.GroupNorm):
@@ -257,8 +265,8 @@ class NeuroLMVQTransformer(nn.Module):
     def __init__(self, config: NeuroLMVQConfig, hidden_size: int, num_layers: int, num_heads: int):
         super().__init__()
         self.config = config
-        self.channel_embedding = nn.Embedding(config.num_channel_embeddings, hidden_size)
-        self.time_embedding = nn.Embedding(config.max_seconds, hidden_size)
+        self.channel_embedding = NeuroLMEEGEmbedding(config.num_channel_embeddings, hidden_size)
+        self.time_embedding = NeuroLMEEGEmbedding(config.max_seconds, hidden_size)
         self.layers = nn.ModuleList(NeuroLMVQLayer(config, hidden_size, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size, eps=config.final_layer_norm_eps)
         self.gradient_checkpointing = False
@@ -434,7 +442,7 @@ class NeuroLMVQPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = False
     _no_split_modules = ["NeuroLMVQLayer"]
-    _keep_in_fp32_modules_strict = ["to_codebook", "quantizer"]
+    _keep_in_fp32_modules_strict = FLOAT32_MODULES
     _can_record_outputs = {
         "hidden_states": OutputRecorder(NeuroLMVQLayer, layer_name="encoder."),
         "attentions": OutputRecorder(NeuroLMVQAttention, index=1, layer_name="encoder."),
@@ -663,6 +671,7 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
         """See [`NeuroLMVQModel.update_codebook`]."""
         self.vq.update_codebook()
 
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.Tensor,
@@ -683,20 +692,17 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
             reversal_strength: factor of the reversed gradient, from 0 at the start of training to almost 1; the paper
                 takes `2 / (1 + exp(-10 * progress)) - 1`.
         """
+        kwargs["return_dict"] = True
         outputs = self.vq(input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask, **kwargs)
-        if not isinstance(outputs, NeuroLMVQOutput):  # return_dict=False
-            outputs = NeuroLMVQOutput(*outputs)
         reversed_features = _ReverseGradient.apply(outputs.features, reversal_strength)
         eeg_logits = self.alignment_classifier(reversed_features)
         mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
-        outputs.eeg_alignment_loss = _classification_loss(eeg_logits, 0, mask)
-        outputs.loss = outputs.loss + outputs.eeg_alignment_loss
+        losses = {"eeg_alignment_loss": _classification_loss(eeg_logits, 0, mask)}
         if text_input_ids is not None:
             text_logits = self.alignment_classifier(self.text_embedding(text_input_ids))
             text_mask = None if text_attention_mask is None else text_attention_mask.bool()
-            outputs.text_alignment_loss = _classification_loss(text_logits, 1, text_mask)
-            outputs.loss = outputs.loss + outputs.text_alignment_loss
-        return outputs
+            losses["text_alignment_loss"] = _classification_loss(text_logits, 1, text_mask)
+        return NeuroLMVQOutput(**{**outputs, **losses, "loss": outputs.loss + sum(losses.values())})
 
 
 class NeuroLMPreTrainedModel(PreTrainedModel):
@@ -714,14 +720,12 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = False
     _no_split_modules = ["NeuroLMEEGEncoder"]
     _skip_keys_device_placement = ["past_key_values"]
-    _keep_in_fp32_modules_strict = ["to_codebook", "quantizer"]
+    _keep_in_fp32_modules_strict = FLOAT32_MODULES
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         _init_eeg_module(module, self.config.eeg_config)
-        if isinstance(module, NeuroLMModel):
-            init.normal_(module.channel_embedding.weight, std=self.config.eeg_config.embedding_initializer_range)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -733,10 +737,13 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
 
     def freeze_eeg_encoder(self) -> None:
         """Applies `config.freeze_eeg_encoder` to the encoder's parameters and mode."""
-        model = getattr(self, self.base_model_prefix, self)
+        encoder = getattr(self, self.base_model_prefix, self).eeg_encoder
         if self.config.freeze_eeg_encoder:
-            model.eeg_encoder.requires_grad_(False)
-            model.eeg_encoder.eval()
+            encoder.requires_grad_(False)
+            encoder.eval()
+        elif encoder.config.has_codebook:
+            # codes are targets: no gradient can reach what makes them
+            encoder.to_codebook.requires_grad_(False)
 
 
 class NeuroLMModel(NeuroLMPreTrainedModel):
@@ -754,7 +761,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         self.eeg_projector = (
             nn.Identity() if eeg_width == text_width else nn.Sequential(nn.Linear(eeg_width, text_width), nn.GELU())
         )
-        self.channel_embedding = nn.Embedding(config.eeg_config.num_channel_embeddings, text_width)
+        self.channel_embedding = NeuroLMEEGEmbedding(config.eeg_config.num_channel_embeddings, text_width)
         self.language_model = AutoModel.from_config(config.get_text_config())
         self.post_init()
         self.freeze_eeg_encoder()
@@ -835,7 +842,8 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
                 return features, self.eeg_encoder.quantize(features)[1] if with_codes else None
             rows = _SegmentRows(mask, segment_ids, input_values, self.config.eeg_config.padding_enters_statistics)
             if rows.count == 0:
-                features = input_values.new_zeros(*input_values.shape[:2], self.config.eeg_config.hidden_size)
+                width = self.config.eeg_config.hidden_size
+                features = input_values.new_zeros(*input_values.shape[:2], width) + _zero_of(self.eeg_encoder)
                 codes = torch.full(input_values.shape[:2], PADDING_CODE, device=input_values.device)
                 return features, codes if with_codes else None
             row_features = self.eeg_encoder(
@@ -844,6 +852,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
             codes = None
             if with_codes:
                 codes = rows.join(self.eeg_encoder.quantize(row_features, rows.mask)[1], PADDING_CODE)
+                codes = codes if mask is None else codes.masked_fill(~mask, PADDING_CODE)
             return rows.join(row_features, 0), codes
 
     def _embed(self, features: torch.Tensor, channel_ids: torch.Tensor) -> torch.Tensor:
@@ -920,11 +929,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
             if mm_token_type_ids is None:
                 mm_token_type_ids = block_ids(placeholders, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
         elif self.training:
-            # every rank must touch the same parameters, or distributed training waits for gradients for ever
-            inputs_embeds = inputs_embeds + 0.0 * sum(
-                parameter.sum() for module in (self.eeg_projector, self.channel_embedding)
-                for parameter in module.parameters()
-            )
+            inputs_embeds = inputs_embeds + _zero_of(self.eeg_encoder, self.eeg_projector, self.channel_embedding)
 
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
@@ -1091,7 +1096,9 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         All other arguments are those of [`NeuroLMModel.forward`].
         """
         eeg_labels = None if labels is None else labels == self.config.eeg_token_id
-        needs_codes = eeg_labels is not None and input_values is not None and bool(eeg_labels.any())
+        needs_codes = eeg_labels is not None and bool(eeg_labels.any())
+        if needs_codes and input_values is None:
+            raise ValueError("`labels` ask for the codes of EEG placeholders, but there are no `input_values`.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1109,31 +1116,32 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             **{**kwargs, "return_dict": True},
         )
         hidden_states = outputs.last_hidden_state
-        result = NeuroLMCausalLMOutputWithPast(
+        loss = eeg_loss = text_loss = None
+        if labels is None:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self._logits(hidden_states[:, keep], text_logits_only)
+        else:
+            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            targets = self._text_targets(labels, placeholders, attention_mask)
+            if needs_codes:
+                predictors = previous_second(eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+                eeg_targets = self._eeg_targets(labels, placeholders, outputs.eeg_codes, predictors, eeg_attention_mask)
+                targets = torch.where(eeg_targets != IGNORE_INDEX, eeg_targets, targets)
+            wanted = targets != IGNORE_INDEX
+            logits = self._logits(hidden_states[wanted] if self.training else hidden_states)
+            loss, eeg_loss, text_loss = self._losses(
+                logits if self.training else logits[wanted], targets[wanted], placeholders[wanted]
+            )
+        return NeuroLMCausalLMOutputWithPast(
+            loss=loss,
+            eeg_loss=eeg_loss,
+            text_loss=text_loss,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             eeg_codes=outputs.eeg_codes,
         )
-        if labels is None:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result.logits = self._logits(hidden_states[:, keep], text_logits_only)
-            return result
-
-        placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
-        targets = self._text_targets(labels, placeholders, attention_mask)
-        if needs_codes:
-            predictors = previous_second(eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
-            eeg_targets = self._eeg_targets(labels, placeholders, outputs.eeg_codes, predictors, eeg_attention_mask)
-            targets = torch.where(eeg_targets != IGNORE_INDEX, eeg_targets, targets)
-        wanted = targets != IGNORE_INDEX
-        if self.training:
-            target_logits = result.logits = self._logits(hidden_states[wanted])
-        else:
-            result.logits = self._logits(hidden_states)
-            target_logits = result.logits[wanted]
-        self._set_losses(result, target_logits, targets[wanted], placeholders[wanted])
-        return result
 
     def _logits(self, hidden_states: torch.Tensor, text_only: bool = False) -> torch.Tensor:
         text_logits = self.lm_head(hidden_states)
@@ -1166,18 +1174,16 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         return targets.masked_scatter(placeholders, patch_targets[real])
 
     @staticmethod
-    def _set_losses(
-        result: NeuroLMCausalLMOutputWithPast, logits: torch.Tensor, targets: torch.Tensor, is_eeg: torch.Tensor
-    ) -> None:
+    def _losses(
+        logits: torch.Tensor, targets: torch.Tensor, is_eeg: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Both together, that of EEG targets, that of text targets; `None` where there is no target."""
         if len(targets) == 0:
-            result.loss = logits.sum() * 0.0
-            return
+            return logits.sum() * 0.0, None, None
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        if is_eeg.any():
-            result.eeg_loss = losses[is_eeg].mean()
-        if not is_eeg.all():
-            result.text_loss = losses[~is_eeg].mean()
-        result.loss = sum(loss for loss in (result.eeg_loss, result.text_loss) if loss is not None)
+        eeg_loss = losses[is_eeg].mean() if is_eeg.any() else None
+        text_loss = losses[~is_eeg].mean() if not is_eeg.all() else None
+        return sum(loss for loss in (eeg_loss, text_loss) if loss is not None), eeg_loss, text_loss
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, text only. Warns when EEG is asked about before any instruction tuning."""
@@ -1227,6 +1233,8 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> torch.Tensor | dict | None:
         """The staircase: patches of one block see each other, all else is causal, padding is never seen."""
+        if "flash" in (config.get_text_config()._attn_implementation or ""):
+            raise ValueError("Flash attention ignores the staircase of EEG blocks; use `sdpa` or `eager`.")
         blocks = None
         if mm_token_type_ids is not None and inputs_embeds.shape[1] > 1:
             # queries and keys are counted from the start of the cache
@@ -1278,8 +1286,8 @@ def _zscore(values: torch.Tensor, mask: torch.Tensor | None, weights: torch.Tens
     count = weights.sum((1, 2), keepdim=True)
     mean = (values * weights).sum((1, 2), keepdim=True) / count.clamp(min=1)
     variance = ((values - mean).square() * weights).sum((1, 2), keepdim=True) / (count - 1).clamp(min=1)
-    # a constant sample has no z-score: it stays at zero instead of turning NaN
-    scale = torch.where(variance > 0, variance, 1.0).rsqrt()
+    # a sample that is constant but for rounding has no z-score: it stays at zero instead of turning NaN or noise
+    scale = torch.where(variance > 1e-12 * mean.square(), variance, 1.0).rsqrt()
     return (values - mean) * scale * real[..., None]
 
 
@@ -1300,13 +1308,15 @@ def block_ids(
     """(batch, tokens): 1, 2, 3, ... over the (segment, second) blocks of each sample, 0 for text and padding."""
     real = torch.ones_like(eeg_time_ids).bool() if eeg_attention_mask is None else eeg_attention_mask.bool()
     segments = torch.zeros_like(eeg_time_ids) if eeg_segment_ids is None else eeg_segment_ids
-    changes = torch.ones_like(real)
-    changes[:, 1:] = (eeg_time_ids.diff(dim=1) != 0) | (segments.diff(dim=1) != 0)
-    if eeg_attention_mask is not None:
-        # the first real patch starts a block, wherever the padding is
-        changes |= real & (real.cumsum(1) == 1)
-    blocks = (changes & real).cumsum(1)
-    return torch.zeros_like(placeholders, dtype=torch.long).masked_scatter(placeholders, blocks[real])
+    samples = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
+    # real patches only, one after the other: padding may stand anywhere
+    patches = torch.stack([samples[real], segments[real], eeg_time_ids[real]])
+    starts = F.pad((patches.diff(dim=1) != 0).any(0), (1, 0), value=True)[: patches.shape[1]]
+    blocks = starts.cumsum(0)
+    first_of_sample = F.pad(patches[0].diff() != 0, (1, 0), value=True)[: patches.shape[1]]
+    blocks_before = (blocks - 1).where(first_of_sample, 0)
+    blocks = blocks - (blocks_before.cummax(0).values if len(blocks) else blocks_before)
+    return torch.zeros_like(placeholders, dtype=torch.long).masked_scatter(placeholders, blocks)
 
 
 def positions_from_blocks(real: torch.Tensor, mm_token_type_ids: torch.Tensor | None) -> torch.Tensor:
@@ -1489,20 +1499,29 @@ class _ReverseGradient(torch.autograd.Function):
         return -ctx.strength * gradient, None
 
 
+def _zero_of(*modules: nn.Module) -> torch.Tensor | float:
+    """Zero, with a gradient to all trained parameters of the modules.
+
+    Every rank must touch the same parameters, or distributed training waits for gradients for ever.
+    """
+    return sum(0.0 * p.sum() for module in modules for p in module.parameters() if p.requires_grad)
+
+
 def _tanh_head(width: int, output_size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, output_size))
 
 
 def _init_eeg_module(module: nn.Module, config: NeuroLMVQConfig) -> None:
-    """What the library's default initialisation does not know of the EEG side."""
-    if isinstance(module, NeuroLMVQTransformer):
-        for embedding in (module.channel_embedding, module.time_embedding):
-            init.normal_(embedding.weight, std=config.embedding_initializer_range)
-    elif isinstance(module, NeuroLMPatchEmbedding):
-        for conv in (module.conv1, module.conv2, module.conv3):
-            bound = (conv.in_channels * conv.kernel_size[0]) ** -0.5
-            init.uniform_(conv.weight, -bound, bound)
-            init.uniform_(conv.bias, -bound, bound)
+    """What the library's default initialisation does not know of the EEG side.
+
+    Only modules with weights of their own can be treated here: in custom code the library skips all others.
+    """
+    if isinstance(module, NeuroLMEEGEmbedding):
+        init.normal_(module.weight, std=config.embedding_initializer_range)
+    elif isinstance(module, nn.Conv1d):
+        bound = (module.in_channels * module.kernel_size[0]) ** -0.5
+        init.uniform_(module.weight, -bound, bound)
+        init.uniform_(module.bias, -bound, bound)
     elif isinstance(module, NeuroLMVectorQuantizer):
         init.copy_(module.codebook, F.normalize(torch.randn(module.codebook.shape), dim=-1))
         init.zeros_(module.cluster_size)

@@ -1,62 +1,84 @@
 """Answers as probabilities: how likely the model finds each allowed answer of a task, and nothing to parse."""
 
-from collections.abc import Sequence
+import copy
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from tqdm import tqdm
+from torch.nn import functional
+from transformers.utils.logging import tqdm
 
-from .modeling_neurolm import IGNORE_INDEX, NeuroLMForCausalLM
+from .modeling_neurolm import NeuroLMForCausalLM
 from .processing_neurolm import NeuroLMProcessor
 from .tasks import Task
-from .training import InstructionCollator
 
 
 @torch.no_grad()
 def answer_probabilities(
     model: NeuroLMForCausalLM,
     processor: NeuroLMProcessor,
-    rows: Sequence[dict[str, Any]],
+    eeg: Any,
     task: Task,
     batch_size: int = 32,
+    **eeg_arguments: Any,
 ) -> NDArray[np.float64]:
     """Probability of each allowed answer for each window.
 
-    Every answer is scored as a whole, its end of text included, so that no answer gains by being the start of another.
+    EEG and question are read once; every answer goes on from there and is scored as a whole, its end of text included,
+    so that no answer gains by being the start of another.
 
     Args:
-        model: an instruction-tuned model, or one with a LoRA adapter.
-        rows: windows with `signal` (channels, samples), prepared by the processor's recipe, and `channels` (names).
-        batch_size: windows a forward.
+        model: an instruction-tuned model, with or without an adapter around it.
+        eeg: a recording or a list of recordings, as the processor takes them.
+        task: its question and its answers.
+        batch_size: windows read at a time.
+        eeg_arguments: `ch_names`, `sampling_rate`, `unit`, `unknown_channels`, `prepared_by` of the processor.
 
     Returns:
-        (windows, answers), each row sums to one; columns as in `task.classes`.
+        (windows, answers), each row sums to one; columns as in `task.classes`, rows in the order of the windows.
     """
+    texts = [task.prompt()] * (len(eeg) if isinstance(eeg, list) else 1)
+    # a batch is padded on the left, so that all prompts end together and every answer can follow
+    inputs = dict(processor(eeg=eeg, text=texts, padding_side="left", return_tensors="pt", **eeg_arguments))
+    completions = [processor.tokenizer(task.completion(answer))["input_ids"] for answer in task.classes]
     was_training = model.training
     model.eval()
-    collate = InstructionCollator(processor, task)
     scores = []
-    for start in tqdm(range(0, len(rows), batch_size), desc="answers", unit="batch"):
-        batch_rows = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
-        likelihoods = []
-        for answer in task.classes:
-            batch = collate([{**row, "answer": answer} for row in batch_rows])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            likelihoods.append(_log_likelihood(model, batch))
-        scores.append(torch.stack(likelihoods, dim=1))
+    for start in tqdm(range(0, len(inputs["input_ids"]), batch_size), desc="answers", unit="batch"):
+        rows = {name: tensor[start : start + batch_size].to(model.device) for name, tensor in inputs.items()}
+        scores.append(_log_likelihoods(model, rows, completions))
     model.train(was_training)
-    return F.softmax(torch.cat(scores).double(), dim=1).cpu().numpy()
+    return functional.softmax(torch.cat(scores).double(), dim=1).cpu().numpy()
 
 
-def _log_likelihood(model: NeuroLMForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(windows,): log-likelihood of the tokens that `labels` mark, among text tokens."""
-    targets = batch.pop("labels")[:, 1:]
-    kept = int((targets != IGNORE_INDEX).any(0).nonzero()[0])
-    logits = model(**batch, logits_to_keep=targets.shape[1] - kept + 1, text_logits_only=True).logits[:, :-1]
-    losses = F.cross_entropy(
-        logits.transpose(1, 2).float(), targets[:, kept:], ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    return -losses.sum(1)
+def _log_likelihoods(
+    model: NeuroLMForCausalLM, rows: dict[str, torch.Tensor], completions: list[list[int]]
+) -> torch.Tensor:
+    """(windows, completions): log-likelihood of each completion after the prompt, among text tokens."""
+    prefill = model(**rows, use_cache=True, logits_to_keep=1, text_logits_only=True)
+    first = functional.log_softmax(prefill.logits[:, -1].float(), dim=-1)
+    # text goes on at the position after the prompt's last
+    starts = rows["mm_token_type_ids"].max(1).values + (rows["attention_mask"].sum(1) - _patches(rows))
+    scores = []
+    for completion in completions:
+        tokens = torch.tensor(completion, device=first.device).expand(len(first), -1)
+        score = first.gather(1, tokens[:, :1]).squeeze(1)
+        if len(completion) > 1:
+            offsets = torch.arange(len(completion) - 1, device=first.device)
+            rest = model(
+                input_ids=tokens[:, :-1],
+                attention_mask=torch.cat([rows["attention_mask"], torch.ones_like(tokens[:, :-1])], dim=1),
+                position_ids=starts[:, None] + offsets,
+                past_key_values=copy.deepcopy(prefill.past_key_values),
+                text_logits_only=True,
+            )
+            likelihoods = functional.log_softmax(rest.logits.float(), dim=-1)
+            score = score + likelihoods.gather(2, tokens[:, 1:, None]).sum((1, 2))
+        scores.append(score)
+    return torch.stack(scores, dim=1)
+
+
+def _patches(rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(windows,): tokens of the prompt that stand for EEG; they share one position a second."""
+    return (rows["mm_token_type_ids"] > 0).sum(1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .modeling_neurolm import IGNORE_INDEX, NeuroLMVQModel
 from .processing_neurolm import CHANNEL_VOCABULARY, EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
@@ -167,15 +167,6 @@ def drop_channels(row: Row, share: float) -> Row:
         keep[int(torch.randint(len(keep), ()))] = True
     kept = keep.nonzero().squeeze(1).tolist()
     return {**row, "signal": np.asarray(row["signal"])[kept], "channels": [row["channels"][i] for i in kept]}
-
-
-def split_weight_decay(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of the paper's recipe: weight decay on matrices and embeddings only."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ A checkpoint that you tuned with the authors' code on the Workload task, padding
     python scripts/convert_checkpoint.py --vq VQ.pt --neurolm ckpt.pt --stage instruction-tuned --tasks Workload \\
         --pad-to-patches 276 --output neurolm-workload
 
-Nothing in a file is run, and no tensor is lost in silence: one that is unknown, missing or of another shape is an error.
+Nothing in a file is run, and no tensor is lost in silence: an unknown or missing one is an error.
 Exit status: 0 converted, 1 could not be converted, 2 wrong usage.
 """
 
@@ -73,9 +73,9 @@ class Arguments:
     text_tokenizer: str = field(
         default="gpt2",
         metadata={
-            "help": "The text tokenizer of the language model: gpt2 (the default) or another id of the Hub; a folder with "
-            "a saved tokenizer or with encoder.json and vocab.bpe; or none, to write no text side: the placeholder of EEG "
-            "then takes the last row of the text vocabulary."
+            "help": "The text tokenizer of the language model: gpt2 (the default) or another id of the Hub; a folder "
+            "with a saved tokenizer or with encoder.json and vocab.bpe; or none, to write no text side: the "
+            "placeholder of EEG then takes the last row of the text vocabulary."
         },
     )
     stage: Literal["pretrained", "instruction-tuned"] = field(
@@ -87,14 +87,14 @@ class Arguments:
     tasks: list[str] | None = field(
         default=None,
         metadata={
-            "help": "The tasks it was tuned on, with --stage instruction-tuned: names (Workload) or .json files of your own."
+            "help": "The tasks it was tuned on, with --stage instruction-tuned: names (Workload) or .json files."
         },
     )
     pad_to_patches: int | None = field(
         default=None,
         metadata={
-            "help": "For a checkpoint tuned on samples padded to this many patches, as the authors' code does: pad to as "
-            "many and let padding enter the statistics, for padding changes what such a model computes."
+            "help": "For a checkpoint tuned on samples padded to this many patches, as the authors' code does: pad to "
+            "as many and let padding enter the statistics, for padding changes what such a model computes."
         },
     )
     overwrite: bool = field(
@@ -105,7 +105,10 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> None:
     """Converts, or says in one line why not."""
     parser = HfArgumentParser(
-        Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        Arguments,  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     (options,) = parser.parse_args_into_dataclasses(arguments)
     if problem := usage_problem(options):
@@ -182,8 +185,8 @@ def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     except (ValueError, OSError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
-            f"the text tokenizer {source!r} cannot be read: {reason}. Give a folder with encoder.json and vocab.bpe, or "
-            "none."
+            f"the text tokenizer {source!r} cannot be read: {reason}. Give a folder with encoder.json and vocab.bpe, "
+            "or none."
         ) from error
 
 

@@ -96,7 +96,9 @@ def main(arguments: DemoArguments) -> None:
     set_seed(arguments.seed)
     task = load_task("Workload")
     # a gain of ten against the paper's 100: a small model needs an input of about unit size
-    feature_extractor = EEGFeatureExtractor(scale=10.0, notch_frequency=float(task.notch_hz))
+    feature_extractor = EEGFeatureExtractor(
+        scale=10.0, notch_frequency=float(task.notch_hz), window_seconds=task.window_seconds
+    )
 
     announce("1/6  Recordings and windows")
     folder = arguments.recordings or make_recordings(arguments)
@@ -133,7 +135,14 @@ def main(arguments: DemoArguments) -> None:
     saved = str(arguments.output / "model")
     model = AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
-    probabilities = answer_probabilities(model, processor, data.test, task)
+    probabilities = answer_probabilities(
+        model,
+        processor,
+        list(data.test[:]["signal"]),
+        task,
+        ch_names=[list(names) for names in data.test[:]["channels"]],
+        prepared_by=processor.feature_extractor.recipe_id,
+    )
     metrics = measure(probabilities, data, task, feature_extractor)
 
     announce("6/6  Report")

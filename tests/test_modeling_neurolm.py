@@ -1,0 +1,607 @@
+"""The language model: what sees what, where it stands, what it must predict, and what training may move."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import (
+    BACKBONES,
+    EEG,
+    EEG_TOKEN_ID,
+    PAD_TOKEN_ID,
+    ROWS,
+    SEP,
+    VOCAB_SIZE,
+    blocks_of,
+    language_model,
+    lm_batch,
+    lm_config,
+    randomize,
+    tokens_of,
+    vq_config,
+)
+
+from neurolm_hf import NeuroLMForCausalLM, NeuroLMModel
+from neurolm_hf.modeling_neurolm import block_ids, positions_from_blocks, previous_second
+
+
+OPTIONAL = ("mm_token_type_ids", "eeg_segment_ids", "eeg_attention_mask")
+WIDTHS = [32, 48]
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request):
+    return request.param
+
+
+@pytest.fixture
+def model(backbone):
+    return language_model(backbone, 48)
+
+
+@pytest.fixture
+def gpt2():
+    return language_model("gpt2", 32)
+
+
+def positions_of(row):
+    """Every text token and every second of every segment takes one position."""
+    positions, position, previous = [], -1, 0
+    for block in blocks_of(row):
+        position += block == 0 or block != previous
+        positions.append(position)
+        previous = block
+    return positions
+
+
+def staircase_of(row):
+    """(tokens, tokens): what each token of a row may see."""
+    blocks = blocks_of(row)
+    allowed = torch.zeros(len(blocks), len(blocks), dtype=torch.bool)
+    for query, key in itertools.product(range(len(blocks)), repeat=2):
+        allowed[query, key] = key <= query or (blocks[query] > 0 and blocks[query] == blocks[key])
+    return allowed
+
+
+def without(batch, *names):
+    return {name: value for name, value in batch.items() if name not in names}
+
+
+def language_inputs(model, batch, **kwargs):
+    """What the text model is called with."""
+    seen = {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    model(**batch, **kwargs)
+    hook.remove()
+    return seen
+
+
+def real_logits(model, batch):
+    """Logits of each row without its padding."""
+    with torch.no_grad():
+        logits = model(**batch).logits
+    return [logits[row, mask.bool()] for row, mask in enumerate(batch["attention_mask"])]
+
+
+# --- masks, blocks, positions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("training", [False, True])
+def test_mask_is_the_staircase(model, attention, padding_side, training):
+    model.set_attn_implementation(attention)
+    model.train(training)
+    batch = without(lm_batch(ROWS, padding_side), "mm_token_type_ids")
+    mask = language_inputs(model, batch)["attention_mask"]
+    if isinstance(mask, dict):
+        assert list(mask) == ["full_attention"]
+        mask = mask["full_attention"]
+    if mask.dtype != torch.bool:
+        assert attention == "eager"
+        assert ((mask == 0) | (mask == torch.finfo(mask.dtype).min)).all()
+        mask = mask == 0
+    for row, real in enumerate(batch["attention_mask"].bool()):
+        assert torch.equal(mask[row, 0, real][:, real], staircase_of(ROWS[row]))
+        assert not mask[row, 0, real][:, ~real].any()
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("eeg_padding_side", ["left", "right"])
+def test_blocks_and_positions(padding_side, eeg_padding_side):
+    batch = lm_batch(ROWS, padding_side, eeg_padding_side, extra_padding=2)
+    blocks = block_ids(
+        batch["input_ids"] == EEG_TOKEN_ID,
+        batch["eeg_time_ids"],
+        batch["eeg_segment_ids"],
+        batch["eeg_attention_mask"],
+    )
+    assert torch.equal(blocks, batch["mm_token_type_ids"])
+    positions = positions_from_blocks(batch["attention_mask"].bool(), blocks)
+    for row, real in enumerate(batch["attention_mask"].bool()):
+        assert positions[row, real].tolist() == positions_of(ROWS[row])
+        assert positions[row, ~real].abs().max() == 0
+        # a block id that came back after text would let an earlier segment see a later one
+        runs = [block for block, _ in itertools.groupby(blocks[row, real].tolist()) if block]
+        assert runs == list(range(1, len(runs) + 1))
+
+
+def test_blocks_with_padding_between_segments():
+    time = torch.tensor([[0, 0, 1, 0, 0, 0, 0]])
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 2]])
+    mask = torch.tensor([[1, 1, 1, 0, 1, 1, 1]])
+    assert block_ids(torch.ones(1, 6).bool(), time, segments, mask).tolist() == [[1, 1, 2, 3, 3, 4]]
+    time, segments = torch.tensor([[0, 1, 1, 0]]), torch.tensor([[0, 1, 0, 1]])
+    mask = torch.tensor([[1, 0, 1, 1]])
+    assert block_ids(torch.ones(1, 3).bool(), time, segments, mask).tolist() == [[1, 2, 3]]
+
+
+def test_model_takes_these_positions(model):
+    for padding_side in ("left", "right"):
+        batch = lm_batch(ROWS, padding_side)
+        positions = language_inputs(model, without(batch, "mm_token_type_ids"))["position_ids"]
+        for row, real in enumerate(batch["attention_mask"].bool()):
+            assert positions[row, real].tolist() == positions_of(ROWS[row])
+
+
+def test_padding_and_batch_mates_change_no_logit(model):
+    expected = [real_logits(model, lm_batch([row]))[0] for row in ROWS]
+    for sides in itertools.product(("left", "right"), repeat=2):
+        batch = lm_batch(ROWS, *sides, extra_padding=3)
+        for logits, alone in zip(real_logits(model, batch), expected, strict=True):
+            torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_eager_and_sdpa_agree(model):
+    batch = lm_batch(ROWS)
+    model.set_attn_implementation("sdpa")
+    expected = real_logits(model, batch)
+    model.set_attn_implementation("eager")
+    for logits, other in zip(real_logits(model, batch), expected, strict=True):
+        torch.testing.assert_close(logits, other, atol=1e-5, rtol=1e-4)
+
+
+def test_later_input_changes_nothing_before_it(model):
+    row = [5, EEG((3, 7), 2, seed=1), SEP, 11, EEG((0, 3, 5), 2, seed=2), 13, 14]
+    base = real_logits(model, lm_batch([row]))[0]
+    starts = [len(tokens_of(row[:piece])) for piece in range(len(row))]
+    for piece, changed in ((1, EEG((3, 7), 2, seed=8)), (3, 12), (4, EEG((0, 3, 5), 2, seed=9)), (6, 15)):
+        other = real_logits(model, lm_batch([[*row[:piece], changed, *row[piece + 1 :]]]))[0]
+        difference = (other - base).abs().amax(-1)
+        assert (difference[: starts[piece]] < 1e-5).all()
+        assert (difference[starts[piece] :] > 1e-4).all()
+
+
+def test_patches_of_one_second_see_each_other_and_nothing_later(model, monkeypatch):
+    """At the language model: within a segment the encoder itself looks both ways."""
+    row = [EEG((3, 7, 1), 3, seed=1), SEP, 11]
+    batch = lm_batch([row])
+    features = torch.randn(1, 9, 32)
+    monkeypatch.setattr(model.model, "_encode", lambda *args, **kwargs: (features, None))
+    base = real_logits(model, batch)[0]
+    features = features.clone()
+    features[0, 4] += 1.0  # second 1, channel 7
+    difference = (real_logits(model, batch)[0] - base).abs().amax(-1)
+    assert (difference[:3] < 1e-6).all()
+    assert (difference[3:] > 1e-4).all()
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_ids_that_may_be_left_out(model):
+    batch = lm_batch([[EEG((3, 7), 2, seed=1), SEP, 11, 12], [EEG((4, 0), 2, seed=2), SEP, 13, 14]])
+    expected = model(**batch).logits
+    torch.testing.assert_close(model(**without(batch, *OPTIONAL)).logits, expected, atol=1e-6, rtol=1e-5)
+    for name in OPTIONAL:
+        torch.testing.assert_close(model(**without(batch, name)).logits, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model(**without(batch, "attention_mask")).logits, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_inputs_embeds(model):
+    for batch in (lm_batch(ROWS), without(lm_batch(ROWS), "mm_token_type_ids")):
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        expected = model(**batch, labels=labels)
+        embeds = model.get_input_embeddings()(batch["input_ids"])
+        got = model(**without(batch, "input_ids"), inputs_embeds=embeds, labels=labels)
+        torch.testing.assert_close(got.logits, expected.logits)
+        torch.testing.assert_close(got.loss, expected.loss)
+
+
+def test_keyword_and_tuple_calls(model):
+    batch = lm_batch(ROWS)
+    expected = model(**batch)
+    got = model(**batch, return_dict=False)
+    assert isinstance(got, tuple)
+    assert torch.equal(got[0], expected.logits)
+    got = model(**batch, labels=batch["input_ids"], return_dict=False)
+    assert torch.equal(got[0], model(**batch, labels=batch["input_ids"]).loss)
+    assert torch.equal(model(**batch).logits, expected.logits)  # twice the same
+    base = model.model(**batch, return_dict=False)
+    torch.testing.assert_close(base[0], model.model(**batch).last_hidden_state)
+
+
+def test_hidden_states_and_attentions(model):
+    model.set_attn_implementation("eager")
+    batch = lm_batch(ROWS)
+    rows, tokens = batch["input_ids"].shape
+    output = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert [h.shape for h in output.hidden_states] == [(rows, tokens, 48)] * 3
+    assert [a.shape for a in output.attentions] == [(rows, 4, tokens, tokens)] * 2
+    torch.testing.assert_close(model._logits(output.hidden_states[-1]), output.logits)
+    assert model(**batch).hidden_states is None
+    model.config.output_hidden_states = True
+    model.config.output_attentions = True
+    output = model(**batch)
+    assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
+    assert model(**batch, output_hidden_states=False).hidden_states is None
+
+
+@pytest.mark.parametrize("hidden_size", WIDTHS)
+def test_eeg_features_and_codes(hidden_size):
+    model = language_model("gpt2", hidden_size)
+    batch = lm_batch(ROWS)
+    eeg = {name: batch[name] for name in batch if name.startswith("eeg") or name == "input_values"}
+    features, codes = model.get_eeg_features(**eeg), model.get_eeg_codes(**eeg)
+    assert features.shape == (*batch["eeg_time_ids"].shape, hidden_size)
+    real = batch["eeg_attention_mask"].bool()
+    assert (codes[~real] == -1).all()
+    assert ((codes[real] >= 0) & (codes[real] < 32)).all()
+    torch.testing.assert_close(features[real], model.model.get_eeg_features(**eeg)[real])
+    # each segment as if it were alone
+    place = 0
+    for piece in (piece for piece in ROWS[3] if isinstance(piece, EEG)):
+        alone = lm_batch([[piece]])
+        alone = {name: alone[name] for name in eeg}
+        part = slice(place, place + piece.patches)
+        place = part.stop
+        torch.testing.assert_close(features[3, part], model.get_eeg_features(**alone)[0], atol=1e-5, rtol=1e-4)
+        assert torch.equal(codes[3, part], model.get_eeg_codes(**without(alone, *OPTIONAL))[0])
+        encoder = model.model.eeg_encoder
+        plain = encoder(alone["input_values"], alone["eeg_channel_ids"], alone["eeg_time_ids"])
+        expected = model.model.eeg_projector(plain) + model.model.channel_embedding(alone["eeg_channel_ids"])
+        torch.testing.assert_close(features[3, part], expected[0], atol=1e-5, rtol=1e-4)
+
+
+def test_rows_of_text_alone_and_batches_without_eeg(model):
+    batch = lm_batch(ROWS)
+    batch["eeg_attention_mask"] *= 0
+    keep = batch["input_ids"] == EEG_TOKEN_ID
+    batch["input_ids"][keep] = 17
+    batch = without(batch, "mm_token_type_ids")
+    text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    for train in (False, True):
+        model.train(train)
+        torch.testing.assert_close(model(**batch).logits, model(**text).logits)
+
+
+def test_wrong_inputs_are_refused(gpt2):
+    rows = [[EEG((3, 7), 2), SEP, 11, 12], [EEG((4, 0), 2), SEP, 13, 14]]
+    batch = lm_batch(rows)
+    # totals match, rows do not: the EEG of one sample would slip into the next
+    moved = batch["input_ids"].clone()
+    moved[0, 3], moved[1, 4] = 11, EEG_TOKEN_ID
+    with pytest.raises(ValueError, match="Sample 0 has 3 EEG placeholders but 4 patches"):
+        gpt2(**{**batch, "input_ids": moved})
+    for name in ("eeg_channel_ids", "eeg_time_ids"):
+        with pytest.raises(ValueError, match="need `eeg_channel_ids` and `eeg_time_ids`"):
+            gpt2(**without(batch, name))
+    gap = batch["eeg_time_ids"].clone()
+    gap[1, 2:] = 2
+    with pytest.raises(ValueError, match=r"seconds of sample 1 are \[0, 2\]"):
+        gpt2(**{**batch, "eeg_time_ids": gap})
+    with pytest.raises(ValueError, match=r"seconds of sample 0 are \[1, 2\]"):
+        gpt2(**{**batch, "eeg_time_ids": batch["eeg_time_ids"] + 1})
+    with pytest.raises(ValueError, match="longer than the 8 seconds"):
+        gpt2(**lm_batch([[EEG((1,), 9), SEP]]))
+    backwards = batch["eeg_segment_ids"].clone()
+    backwards[0, :2] = 1
+    with pytest.raises(ValueError, match="segments in order"):
+        gpt2(**{**batch, "eeg_segment_ids": backwards, "eeg_time_ids": batch["eeg_time_ids"] * 0})
+    with pytest.raises(ValueError, match="exactly one of"):
+        gpt2(attention_mask=batch["attention_mask"])
+    with pytest.raises(ValueError, match="2 rows, `input_values` 1"):
+        gpt2(**{**batch, **{k: v[:1] for k, v in batch.items() if k.startswith("eeg") or k == "input_values"}})
+    with pytest.raises(ValueError, match="placeholders"):
+        gpt2(input_ids=batch["input_ids"], labels=batch["input_ids"])
+
+
+def test_flash_attention_is_refused(gpt2):
+    with pytest.raises(ValueError, match="[Ff]lash"):
+        NeuroLMForCausalLM._from_config(lm_config(), attn_implementation="flash_attention_2")
+    with pytest.raises(ValueError, match="[Ff]lash"):
+        gpt2.set_attn_implementation("flash_attention_2")
+    # of the text model alone, whose own class could do it
+    gpt2.model.language_model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match="staircase"):
+        gpt2(**lm_batch(ROWS))
+
+
+def test_no_codebook(gpt2):
+    model = randomize(NeuroLMForCausalLM(lm_config(eeg_config=vq_config(has_codebook=False))))
+    batch = lm_batch(ROWS)
+    assert model(**batch).logits.isfinite().all()
+    assert model(**batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] >= EEG_TOKEN_ID, -100)).text_loss > 0
+    with pytest.raises(ValueError, match="no codebook"):
+        model(**batch, labels=batch["input_ids"])
+
+
+def test_slices_of_a_batch_are_batches(model):
+    """A data dispatcher hands each process some rows of every tensor."""
+    batch = lm_batch(ROWS)
+    expected = model(**batch).logits
+    for rows in (slice(0, 2), slice(2, 4), slice(1, 2)):
+        part = model(**{name: value[rows] for name, value in batch.items()}).logits
+        real = batch["attention_mask"][rows].bool()
+        torch.testing.assert_close(part[real], expected[rows][real], atol=1e-5, rtol=1e-4)
+
+
+def test_compatibility_switch_pads_the_encoder_too():
+    config = lm_config(eeg_config=vq_config(padding_enters_statistics=True))
+    padded, plain = randomize(NeuroLMForCausalLM(config)), language_model("gpt2", 32)
+    padded.load_state_dict(plain.state_dict())
+    batch = lm_batch([[EEG((3, 7), 3, seed=1), SEP], [EEG((2,), 2, seed=2), SEP], [SEP, 11]])
+    eeg = {name: batch[name] for name in batch if name.startswith("eeg") or name == "input_values"}
+    torch.testing.assert_close(padded.get_eeg_features(**eeg)[0], plain.get_eeg_features(**eeg)[0])
+    difference = padded.get_eeg_features(**eeg)[1, :2] - plain.get_eeg_features(**eeg)[1, :2]
+    assert difference.abs().max() > 1e-3
+    assert torch.equal(padded.get_eeg_codes(**eeg) == -1, batch["eeg_attention_mask"] == 0)
+    with pytest.raises(ValueError, match="one EEG segment a sample"):
+        padded(**lm_batch(ROWS))
+
+
+# --- labels and losses -----------------------------------------------------------------------------------------------
+
+
+def brute_force_targets(row, codes):
+    """{token: target row} of a row whose every token is labelled; `codes` of its patches in order."""
+    targets, tokens = {}, tokens_of(row)
+    patch_of = {}  # (segment, channel, second) -> (token, code)
+    token, patch = 0, 0
+    for segment, piece in enumerate(row):
+        for second in range(getattr(piece, "seconds", 1)):
+            for channel in getattr(piece, "channels", (None,)):
+                if channel is not None:
+                    patch_of[segment, channel, second] = (token, codes[patch])
+                    patch += 1
+                token += 1
+    for (segment, channel, second), (token, _) in patch_of.items():
+        if (segment, channel, second + 1) in patch_of:
+            targets[token] = VOCAB_SIZE + patch_of[segment, channel, second + 1][1]
+    for token in range(len(tokens) - 1):
+        if EEG_TOKEN_ID not in tokens[token : token + 2]:
+            targets[token] = tokens[token + 1]
+    return targets
+
+
+@pytest.mark.parametrize("sides", [("left", "right"), ("right", "left")])
+def test_labels(model, sides):
+    batch = lm_batch(ROWS, *sides, extra_padding=1)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    output = model(**batch, labels=labels)
+    assert output.logits.shape == (*labels.shape, VOCAB_SIZE + 32)
+    eeg, text = [], []
+    for index, row in enumerate(ROWS):
+        codes = output.eeg_codes[index, batch["eeg_attention_mask"][index].bool()].tolist()
+        log_probs = output.logits[index, batch["attention_mask"][index].bool()].log_softmax(-1)
+        for token, target in brute_force_targets(row, codes).items():
+            (eeg if target >= VOCAB_SIZE else text).append(-log_probs[token, target])
+    torch.testing.assert_close(output.eeg_loss, torch.stack(eeg).mean())
+    torch.testing.assert_close(output.text_loss, torch.stack(text).mean())
+    torch.testing.assert_close(output.loss, output.eeg_loss + output.text_loss)
+
+
+def test_training_computes_logits_at_targets_only(model):
+    batch = lm_batch(ROWS)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    expected = model.eval()(**batch, labels=labels)
+    count = sum(
+        len(brute_force_targets(row, [0] * sum(piece.patches for piece in row if isinstance(piece, EEG))))
+        for row in ROWS
+    )
+    sizes = []
+    for head in (model.lm_head, model.code_head):
+        head.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape)))
+    output = model.train()(**batch, labels=labels)
+    assert sizes == [(count, 48)] * 2
+    for name in ("loss", "eeg_loss", "text_loss"):
+        torch.testing.assert_close(output[name], expected[name])
+
+
+def test_one_encoder_pass_gives_features_and_codes(gpt2):
+    batch = lm_batch(ROWS)
+    calls = []
+    gpt2.model.eeg_encoder.register_forward_hook(lambda *args: calls.append(1))
+    output = gpt2(**batch, labels=batch["input_ids"])
+    assert len(calls) == 1
+    eeg = {name: batch[name] for name in batch if name.startswith("eeg") or name == "input_values"}
+    assert torch.equal(output.eeg_codes, gpt2.get_eeg_codes(**eeg))
+    # nobody asks for codes: nothing is looked up
+    text_labels = batch["input_ids"].masked_fill(batch["input_ids"] == EEG_TOKEN_ID, -100)
+    gpt2.model.eeg_encoder.quantizer.lookup = None
+    assert gpt2(**batch, labels=text_labels).eeg_codes is None
+
+
+def test_ignored_labels(gpt2):
+    row = [EEG((3, 7), 3, seed=1), SEP, 11, 12, 13]
+    batch = lm_batch([row])
+    codes = gpt2.get_eeg_codes(batch["input_values"], batch["eeg_channel_ids"], batch["eeg_time_ids"])[0]
+    labels = torch.full_like(batch["input_ids"], -100)
+    output = gpt2(**batch, labels=labels)
+    assert (output.loss.item(), output.eeg_loss, output.text_loss) == (0.0, None, None)
+    gpt2.train()(**batch, labels=labels).loss.backward()
+    gpt2.eval()
+    # the first second and text right after EEG are never targets
+    labels[0, [0, 1, 6]] = batch["input_ids"][0, [0, 1, 6]]
+    assert gpt2(**batch, labels=labels).loss == 0
+    # one patch, (channel 7, second 2), and one text token
+    labels = torch.full_like(labels, -100)
+    labels[0, 5], labels[0, 8] = EEG_TOKEN_ID, 12
+    output = gpt2(**batch, labels=labels)
+    logits = output.logits[0]
+    torch.testing.assert_close(output.eeg_loss, F.cross_entropy(logits[3], VOCAB_SIZE + codes[5]))
+    torch.testing.assert_close(output.text_loss, F.cross_entropy(logits[7], torch.tensor(12)))
+
+
+def test_channels_that_come_and_go():
+    """A channel that the second before lacks has no predictor; order within a second does not matter."""
+    channels = torch.tensor([[3, 7, 7, 3, 5, 5, 3, 9]])
+    seconds = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 0]])
+    segments = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 1]])
+    expected = [[-1, -1, 1, 0, -1, 4, 3, -1]]
+    assert previous_second(channels, seconds, segments, torch.ones_like(channels)).tolist() == expected
+    assert previous_second(channels, seconds, segments, None).tolist() == expected
+    mask = torch.tensor([[1, 1, 1, 0, 1, 1, 1, 1]])
+    assert previous_second(channels, seconds, segments, mask).tolist() == [[-1, -1, 1, -1, -1, 4, -1, -1]]
+
+
+def test_logits_are_text_rows_then_code_rows(gpt2):
+    batch = lm_batch(ROWS)
+    hidden = gpt2.model(**batch).last_hidden_state
+    logits = gpt2(**batch).logits
+    torch.testing.assert_close(logits[..., :VOCAB_SIZE], hidden @ gpt2.lm_head.weight.T)
+    torch.testing.assert_close(logits[..., VOCAB_SIZE:], hidden @ gpt2.code_head.weight.T)
+    torch.testing.assert_close(gpt2(**batch, text_logits_only=True).logits, logits[..., :VOCAB_SIZE])
+    torch.testing.assert_close(gpt2(**batch, logits_to_keep=2).logits, logits[:, -2:])
+    torch.testing.assert_close(gpt2(**batch, logits_to_keep=torch.tensor([1, 4])).logits, logits[:, [1, 4]])
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def labelled(rows):
+    batch = lm_batch(rows)
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(model):
+    batch = labelled(ROWS)
+    expected = gradients(model.train(), batch)
+    for reentrant in (False, True):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        got = gradients(model, batch)
+        assert got.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(got[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def frozen_state(model):
+    return copy.deepcopy(model.model.eeg_encoder.state_dict())
+
+
+def assert_tower_frozen(model):
+    assert not any(p.requires_grad for p in model.model.eeg_encoder.parameters())
+    assert not any(module.training for module in model.model.eeg_encoder.modules())
+
+
+def test_tower_stays_frozen(model, tmp_path):
+    assert_tower_frozen(model)
+    assert_tower_frozen(model.train())
+    assert model.model.language_model.training
+    model.save_pretrained(tmp_path)
+    loaded = NeuroLMForCausalLM.from_pretrained(tmp_path)
+    assert_tower_frozen(loaded)
+    assert_tower_frozen(loaded.train())
+    base, _ = NeuroLMModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(p.requires_grad for p in base.train().eeg_encoder.parameters())
+    assert not base.eeg_encoder.training
+
+
+def trained(model, rows, steps=2, **arguments):
+    from transformers import Trainer, TrainingArguments
+
+    batch = labelled(rows)
+    dataset = [{name: value[index] for name, value in batch.items()} for index in range(len(rows))]
+    arguments = TrainingArguments(
+        use_cpu=True, max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[],
+        save_strategy="no", disable_tqdm=True, logging_strategy="no", **arguments,
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=dataset).train()
+    return model
+
+
+def changed(model, before):
+    """First parts of the names of what training has moved."""
+    after = model.state_dict()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def test_trainer_leaves_the_tower_alone(model, tmp_path):
+    before = copy.deepcopy(model.state_dict())
+    trained(model, ROWS, output_dir=str(tmp_path), gradient_checkpointing=True)
+    moved = changed(model, before)
+    assert not any("eeg_encoder" in name for name in moved)
+    assert {"lm_head.weight", "code_head.weight", "model.channel_embedding.weight"} <= moved
+    assert {"model.eeg_projector.0.weight", "model.eeg_projector.0.bias"} <= moved
+    assert any("language_model" in name for name in moved)
+    assert_tower_frozen(model)
+
+
+def test_tower_trains_when_asked(tmp_path):
+    model = language_model("gpt2", 48, freeze_eeg_encoder=False)
+    assert model.train().model.eeg_encoder.training
+    before = copy.deepcopy(model.state_dict())
+    trained(model, ROWS, output_dir=str(tmp_path))
+    moved = {name for name in changed(model, before) if "eeg_encoder" in name}
+    assert any("transformer.layers" in name for name in moved)
+    # codes are targets: no gradient reaches what makes them
+    assert not any("quantizer" in name or "to_codebook" in name for name in moved)
+    got = gradients(model, labelled(ROWS))
+    assert got.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    model.save_pretrained(tmp_path / "saved")
+    assert NeuroLMForCausalLM.from_pretrained(tmp_path / "saved").model.eeg_encoder.transformer.norm.weight.requires_grad
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("hidden_size", WIDTHS)
+def test_text_alone_touches_every_trained_parameter(hidden_size, frozen):
+    """Otherwise processes with and without EEG wait for each other's gradients for ever."""
+    model = language_model("gpt2", hidden_size, freeze_eeg_encoder=frozen).train()
+    # code_head aside: without EEG targets it still gives its share of the softmax
+    for rows in ([[5, 6, 7, 8]], ROWS):
+        got = gradients(model, labelled(rows))
+        assert got.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    batch = labelled([[5, 6, 7, 8], [EEG((1,), 2), SEP, 9]])
+    first = {name: value[:1] for name, value in batch.items()}  # text only, with the EEG keys of its batch
+    got = gradients(model, first)
+    assert got.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_bfloat16(model, tmp_path):
+    batch = labelled(ROWS)
+    expected = model(**batch)
+    model.save_pretrained(tmp_path)
+    loaded = NeuroLMForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.model.eeg_encoder.quantizer.codebook.dtype == torch.float32
+    assert loaded.lm_head.weight.dtype == torch.bfloat16
+    output = loaded(**batch)
+    torch.testing.assert_close(output.loss.float(), expected.loss, atol=0.3, rtol=0.1)
+    loaded.train()(**batch).loss.backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model.train()(**batch)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, expected.loss, atol=0.3, rtol=0.1)
+
+
+def test_pad_rows_do_not_matter():
+    """Whatever stands at padding, ids and EEG."""
+    model = language_model("gpt2", 32)
+    batch = lm_batch(ROWS)
+    expected = real_logits(model, batch)
+    batch["input_ids"][batch["attention_mask"] == 0] = PAD_TOKEN_ID - 5
+    batch["input_values"][batch["eeg_attention_mask"] == 0] = 5.0
+    batch["eeg_channel_ids"][batch["eeg_attention_mask"] == 0] = 2
+    batch["eeg_time_ids"][batch["eeg_attention_mask"] == 0] = 3
+    batch["eeg_segment_ids"][batch["eeg_attention_mask"] == 0] = 6
+    for logits, other in zip(real_logits(model, without(batch, "mm_token_type_ids")), expected, strict=True):
+        torch.testing.assert_close(logits, other, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,309 @@
+"""A saved folder is all one needs: it opens through the Auto classes, offline, where this package is not installed.
+
+The processes below forbid `import neurolm_hf`, have a fresh cache of modules and no Hub.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from golden import golden, language_model, prompt_of, recording, tokenizer_model
+from safetensors.torch import load_file, save_file
+
+from neurolm_hf import EEGFeatureExtractor, NeuroLMProcessor, NeuroLMVQForPreTraining, NeuroLMVQModel
+from neurolm_hf.processing_neurolm import train_text_tokenizer
+
+
+REPOSITORY = Path(__file__).parents[1]
+CODE = {"configuration_neurolm.py", "modeling_neurolm.py"}
+PROCESSING = {"processing_neurolm.py", "processor_config.json", "chat_template.jinja"}
+SAMPLE = 1
+
+ALONE = """
+    import logging, sys
+    sys.modules["neurolm_hf"] = None
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import (
+        AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoModelForPreTraining, AutoProcessor
+    )
+    folder, inputs = sys.argv[1], load_file(sys.argv[2])
+    trust = {"trust_remote_code": True}
+"""
+
+
+def run(code, *arguments, cache, alone=True):
+    """Code in a process of its own; returns what it printed and what it complained of."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "HF_MODULES_CACHE": str(cache / "modules")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": "" if alone else str(REPOSITORY)}
+    code = textwrap.dedent(ALONE if alone else "") + textwrap.dedent(code)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cache, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def assert_no_weights_missed(complaints):
+    """transformers tells of keys that it misses or does not expect."""
+    for word in ("MISSING", "UNEXPECTED", "newly initialized", "not used", "mismatch"):
+        assert word not in complaints, complaints
+
+
+@pytest.fixture(scope="module")
+def text_tokenizer():
+    texts = [path.read_text() for path in (REPOSITORY / "neurolm_hf").glob("*.py")]
+    return train_text_tokenizer(texts, vocab_size=512)
+
+
+@pytest.fixture(scope="module")
+def model(text_tokenizer):
+    return language_model("large", text_tokenizer=text_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def inputs(model):
+    return {"input_ids": prompt_of("large", SAMPLE, model.config.eeg_token_id), **recording(SAMPLE)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, model, inputs, text_tokenizer):
+    """(folder of model and processor, file of inputs) as a user would have them."""
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    NeuroLMProcessor(EEGFeatureExtractor(), text_tokenizer).save_pretrained(folder)
+    file = tmp_path_factory.mktemp("inputs") / "inputs.safetensors"
+    save_file({name: values.contiguous() for name, values in inputs.items()}, file)
+    return folder, file
+
+
+def test_what_is_in_the_folder(saved):
+    files = {path.name for path in saved[0].iterdir()}
+    assert files == CODE | PROCESSING | {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    for name in [name for name in CODE | PROCESSING if name.endswith(".py")]:
+        assert (saved[0] / name).read_bytes() == (REPOSITORY / "neurolm_hf" / name).read_bytes()
+
+
+def test_a_folder_opens_without_the_package(saved, model, inputs, tmp_path):
+    printed, complaints = run(
+        """
+        config = AutoConfig.from_pretrained(folder, **trust)
+        model = AutoModelForCausalLM.from_pretrained(folder, **trust)
+        base = AutoModel.from_pretrained(folder, **trust)
+        processor = AutoProcessor.from_pretrained(folder, **trust)
+        extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
+        for one in (config, model, base, processor, extractor):
+            print(type(one).__name__, type(one).__module__.split(".")[0])
+        assert not model.training and not any(p.requires_grad for p in model.model.eeg_encoder.parameters())
+        with torch.no_grad():
+            logits = model(**inputs).logits
+            hidden = base(**inputs).last_hidden_state
+        tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=508)
+        codes = model.get_eeg_codes(**{name: values for name, values in inputs.items() if name != "input_ids"})
+        save_file({"logits": logits, "hidden": hidden, "tokens": tokens, "codes": codes}, sys.argv[3])
+
+        # all the way from a recording, and saved again
+        import numpy as np
+        eeg = np.random.default_rng(0).normal(0, 20, (2, 800))
+        batch = processor(eeg=eeg, text="[SEP]Is it?", ch_names=["C3", "C4"], sampling_rate=200, unit="uV",
+                          return_tensors="pt")
+        answered = model.generate(**batch, max_new_tokens=2, do_sample=False, eos_token_id=None)
+        assert answered.shape[1] == batch["input_ids"].shape[1] + 2
+        arguments = {"ch_names": ["C3", "C4"], "sampling_rate": 200, "unit": "uV"}
+        assert processor.tokenize_eeg(eeg, model, **arguments).shape == (1, 8)
+        model.save_pretrained(sys.argv[4])
+        processor.save_pretrained(sys.argv[4])
+        """,
+        *saved,
+        tmp_path / "outputs.safetensors",
+        tmp_path / "again",
+        cache=tmp_path,
+    )
+    assert printed.split() == [
+        *("NeuroLMConfig", "transformers_modules", "NeuroLMForCausalLM", "transformers_modules"),
+        *("NeuroLMModel", "transformers_modules", "NeuroLMProcessor", "transformers_modules"),
+        *("EEGFeatureExtractor", "transformers_modules"),
+    ]
+    # AutoModel leaves the two heads out, and says so; nothing else is left out or made up
+    told = {name for name in model.state_dict() if name in complaints}
+    assert told <= {"lm_head.weight", "code_head.weight"}
+    assert "MISSING" not in complaints
+    theirs = load_file(tmp_path / "outputs.safetensors")
+    with torch.no_grad():
+        assert torch.equal(theirs["logits"], model(**inputs).logits)
+        assert torch.equal(theirs["hidden"], model.model(**inputs).last_hidden_state)
+    expected = golden("neurolm_large_outputs")
+    assert torch.equal(theirs["tokens"][:, recording(SAMPLE)["eeg_time_ids"].shape[1] :], expected["single.1.greedy"])
+    assert torch.equal(theirs["codes"][0], expected["single.1.codes"])
+    assert_saved_again(saved[0], tmp_path / "again")
+
+    # what was saved there opens again, still without the package
+    _, complaints = run(
+        """
+        model = AutoModelForCausalLM.from_pretrained(folder, **trust)
+        AutoProcessor.from_pretrained(folder, **trust)
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits, load_file(sys.argv[3])["logits"])
+        """,
+        tmp_path / "again",
+        saved[1],
+        tmp_path / "outputs.safetensors",
+        cache=tmp_path,
+    )
+    assert_no_weights_missed(complaints)
+
+
+def assert_saved_again(first, second):
+    """The same files, the same weights, the same configuration."""
+    assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
+    for name in CODE | {"processing_neurolm.py", "model.safetensors", "tokenizer.json"}:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    for name in ("config.json", "processor_config.json"):
+        assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
+
+
+def test_bfloat16_keeps_the_codebook(saved, model, tmp_path):
+    run(
+        """
+        for auto_class in (AutoModelForCausalLM, AutoModel):
+            model = auto_class.from_pretrained(folder, dtype=torch.bfloat16, **trust)
+            full = {name for name, t in model.state_dict().items() if t.dtype == torch.float32}
+            assert full and all(".quantizer." in name or ".to_codebook." in name for name in full), full
+            assert model.dtype == torch.bfloat16
+            base = getattr(model, "model", model)
+            assert base.language_model.wte.weight.dtype == torch.bfloat16
+            base.eeg_encoder.quantizer.codebook.numpy().tofile(sys.argv[3])
+            inputs["input_values"] = inputs["input_values"].bfloat16()
+            with torch.no_grad():
+                outputs = model(**inputs)
+            values = outputs.last_hidden_state if model is base else outputs.logits
+            assert values.dtype == torch.bfloat16 and values.isfinite().all()
+        """,
+        *saved,
+        tmp_path / "codebook",
+        cache=tmp_path,
+    )
+    codebook = model.model.eeg_encoder.quantizer.codebook
+    assert (tmp_path / "codebook").read_bytes() == codebook.numpy().tobytes()
+
+
+@pytest.mark.parametrize("saved_class", [NeuroLMVQModel, NeuroLMVQForPreTraining])
+def test_the_tokenizer_alone_is_such_a_folder(saved_class, tmp_path, saved):
+    whole = tokenizer_model()
+    folder = tmp_path / "tokenizer"
+    (whole if saved_class is NeuroLMVQForPreTraining else whole.vq).save_pretrained(folder)
+    NeuroLMProcessor(EEGFeatureExtractor()).save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} == CODE | PROCESSING | {"config.json", "model.safetensors"}
+    printed, complaints = run(
+        """
+        config = AutoConfig.from_pretrained(folder, **trust)
+        model = AutoModel.from_pretrained(folder, **trust)
+        extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
+        processor = AutoProcessor.from_pretrained(folder, **trust)
+        print(type(config).__name__, type(model).__name__, type(extractor).__name__, processor.tokenizer)
+        del inputs["input_ids"]
+        with torch.no_grad():
+            outputs = model(**inputs)
+        save_file({"codes": outputs.codes, "raw": outputs.raw, **model.state_dict()}, sys.argv[3])
+        model.save_pretrained(sys.argv[4])
+        AutoModel.from_pretrained(sys.argv[4], **trust)
+        half = AutoModel.from_pretrained(folder, dtype=torch.bfloat16, **trust)
+        assert half.encoder.quantizer.codebook.dtype == torch.float32
+        assert half.raw_decoder.head[0].weight.dtype == torch.bfloat16
+        """,
+        folder,
+        saved[1],
+        tmp_path / "outputs.safetensors",
+        tmp_path / "again",
+        cache=tmp_path,
+    )
+    assert printed.split() == ["NeuroLMVQConfig", "NeuroLMVQModel", "EEGFeatureExtractor", "None"]
+    told = {name for name in whole.state_dict() if name in complaints}
+    assert told <= {name for name in whole.state_dict() if not name.startswith("vq.")}
+    assert "MISSING" not in complaints
+    theirs = load_file(tmp_path / "outputs.safetensors")
+    for name, tensor in whole.vq.state_dict().items():
+        assert torch.equal(theirs[name], tensor), name
+    with torch.no_grad():
+        assert torch.equal(theirs["raw"], whole.vq(**recording(SAMPLE)).raw)
+    assert torch.equal(theirs["codes"][0], golden("tokenizer_single_outputs")[f"{SAMPLE}.codes"])
+
+
+def test_the_adversary_opens_without_the_package(tmp_path, saved):
+    whole = tokenizer_model()
+    whole.save_pretrained(tmp_path / "tokenizer")
+    _, complaints = run(
+        """
+        model = AutoModelForPreTraining.from_pretrained(folder, **trust)
+        assert type(model).__name__ == "NeuroLMVQForPreTraining"
+        assert not model.text_embedding.weight.requires_grad
+        save_file(model.state_dict(), sys.argv[3])
+        """,
+        tmp_path / "tokenizer",
+        saved[1],
+        tmp_path / "outputs.safetensors",
+        cache=tmp_path,
+    )
+    assert_no_weights_missed(complaints)
+    theirs = load_file(tmp_path / "outputs.safetensors")
+    assert theirs.keys() == whole.state_dict().keys()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in whole.state_dict().items())
+
+
+# --- with the package ------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_is_cheap(tmp_path):
+    run(
+        """
+        import sys
+        import neurolm_hf
+        heavy = {"torch", "transformers", "numpy", "mne"} & sys.modules.keys()
+        assert not heavy, heavy
+        assert "NeuroLMForCausalLM" in dir(neurolm_hf)
+        """,
+        cache=tmp_path,
+        alone=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import neurolm_hf; import transformers",
+        "import transformers; import neurolm_hf",
+        "import transformers; transformers.AutoModelForCausalLM; transformers.AutoProcessor; import neurolm_hf",
+        "from neurolm_hf.processing_neurolm import NeuroLMProcessor; import transformers",
+    ],
+)
+def test_with_the_package_no_remote_code_is_needed(imports, saved, tmp_path):
+    code = """
+    import sys, neurolm_hf
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoProcessor
+    classes = [AutoConfig, AutoModel, AutoFeatureExtractor, AutoProcessor]
+    for folder, auto_classes in ((sys.argv[1], [*classes, AutoModelForCausalLM]), (sys.argv[2], classes)):
+        for auto_class in auto_classes:
+            one = auto_class.from_pretrained(folder)
+            assert type(one) is getattr(neurolm_hf, type(one).__name__), type(one)
+    """
+    code = imports + "\n" + textwrap.dedent(code)
+    _, complaints = run(code, saved[0], tokenizer_folder(tmp_path), cache=tmp_path, alone=False)
+    assert "trust_remote_code" not in complaints
+
+
+def tokenizer_folder(tmp_path):
+    folder = tmp_path / "tokenizer"
+    tokenizer_model().vq.save_pretrained(folder)
+    NeuroLMProcessor(EEGFeatureExtractor()).save_pretrained(folder)
+    return folder
