@@ -24,10 +24,10 @@ demo: $(INSTALLED)  ## From raw EDF files to answers on held-out subjects, in de
 
 # Two workers with one thread each: the models of the tests are too small to share a thread pool.
 test: $(INSTALLED)  ## The tests that CI runs
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## The tests that take minutes each
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## Style, formatting and types
 	$(RUN) -m ruff check $(CHECKED)

@@ -998,9 +998,6 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         self.post_init()
         self.freeze_eeg_encoder()
-        # a generated placeholder would stand for a patch that is not there
-        if self.generation_config.suppress_tokens is None:
-            self.generation_config.suppress_tokens = [config.eeg_token_id]
 
     @classmethod
     def from_eeg_text_pretrained(
@@ -1194,33 +1191,48 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             )
         return super().generate(inputs, *args, **kwargs)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**super().prepare_inputs_for_generation(*args, **kwargs), "text_logits_only": True}
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        return {**inputs, "text_logits_only": True}
+
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever a caller suppresses, the placeholder is: a generated one would stand for a patch that is not there."""
+        generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        given = generation_config.suppress_tokens or []
+        generation_config.suppress_tokens = sorted({*given, self.config.eeg_token_id})
+        return generation_config, model_kwargs
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
     ) -> torch.Tensor:
         """Positions by blocks. Also fills in `mm_token_type_ids`, which the masks of a static cache need."""
         inputs_embeds = model_kwargs.get("inputs_embeds")
-        input_ids = inputs_tensor if inputs_tensor.ndim == 2 else None
         tokens = inputs_tensor if inputs_embeds is None else inputs_embeds
-        if model_kwargs.get("mm_token_type_ids") is None:
-            placeholders = self.model.get_placeholder_mask(input_ids if inputs_embeds is None else None, inputs_embeds)
-            if model_kwargs.get("eeg_time_ids") is not None:
-                model_kwargs["mm_token_type_ids"] = block_ids(
-                    placeholders,
-                    model_kwargs["eeg_time_ids"],
-                    model_kwargs.get("eeg_segment_ids"),
-                    model_kwargs.get("eeg_attention_mask"),
-                )
-            elif placeholders.any():
+        attention_mask, blocks = model_kwargs.get("attention_mask"), model_kwargs.get("mm_token_type_ids")
+        cache = model_kwargs.get("past_key_values")
+        past_length = 0 if cache is None else int(cache.get_seq_length())
+        lengths = {given.shape[1] for given in (tokens, attention_mask, blocks) if given is not None}
+        if len(lengths) > 1 or 0 < tokens.shape[1] <= past_length:
+            raise ValueError(
+                "`input_ids`, `attention_mask` and `mm_token_type_ids` must be those of the whole sequence, also of what "
+                f"a cache already holds; got {sorted(lengths)} tokens, {past_length} of them in the cache."
+            )
+        if blocks is None:
+            placeholders = self.model.get_placeholder_mask(inputs_tensor if inputs_embeds is None else None, inputs_embeds)
+            eeg_time_ids, eeg_mask = model_kwargs.get("eeg_time_ids"), model_kwargs.get("eeg_attention_mask")
+            if placeholders.any() and (eeg_time_ids is None or past_length):
                 raise ValueError(
                     "The prompt holds EEG placeholders but no EEG: give `generate` the processor's whole output "
                     "(`model.generate(**inputs)`), or `mm_token_type_ids` when continuing from a cache."
                 )
-        attention_mask = model_kwargs.get("attention_mask")
+            if eeg_time_ids is not None:
+                _check_placeholders(placeholders, eeg_time_ids, eeg_mask)
+                blocks = block_ids(placeholders, eeg_time_ids, model_kwargs.get("eeg_segment_ids"), eeg_mask)
+                model_kwargs["mm_token_type_ids"] = blocks
         real = torch.ones(tokens.shape[:2], device=tokens.device) if attention_mask is None else attention_mask
-        return positions_from_blocks(real.bool(), model_kwargs.get("mm_token_type_ids"))
+        return positions_from_blocks(real.bool(), blocks)
 
     @staticmethod
     def create_masks_for_generate(
@@ -1311,12 +1323,10 @@ def block_ids(
     samples = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
     # real patches only, one after the other: padding may stand anywhere
     patches = torch.stack([samples[real], segments[real], eeg_time_ids[real]])
-    starts = F.pad((patches.diff(dim=1) != 0).any(0), (1, 0), value=True)[: patches.shape[1]]
-    blocks = starts.cumsum(0)
-    first_of_sample = F.pad(patches[0].diff() != 0, (1, 0), value=True)[: patches.shape[1]]
-    blocks_before = (blocks - 1).where(first_of_sample, 0)
-    blocks = blocks - (blocks_before.cummax(0).values if len(blocks) else blocks_before)
-    return torch.zeros_like(placeholders, dtype=torch.long).masked_scatter(placeholders, blocks)
+    starts = torch.zeros_like(real)
+    starts[real] = (patches.diff(dim=1, prepend=patches.new_full((3, 1), -1)) != 0).any(0)
+    blocks = starts.cumsum(1)
+    return torch.zeros_like(placeholders, dtype=torch.long).masked_scatter(placeholders, blocks[real])
 
 
 def positions_from_blocks(real: torch.Tensor, mm_token_type_ids: torch.Tensor | None) -> torch.Tensor:

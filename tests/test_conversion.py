@@ -290,10 +290,9 @@ def test_peak_memory(released_files, tmp_path, parts):
     # from a small process in between: a child's peak begins with what its parent held when it was started
     measure = "import resource as r, subprocess as s, sys; s.run(sys.argv[1:], check=True, stdout=sys.stderr)"
     measure += "; print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss)"
+    command = [sys.executable, "-c", measure, *command]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-c", measure, *command], stdout=subprocess.PIPE, env=environment, check=True
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
     size = max(released_files[part].stat().st_size for part in parts)
     ratio = int(done.stdout) * 1024 / size
     print(f"{'+'.join(parts)}: peak memory {ratio:.2f} times a checkpoint of {size / 1e9:.2f} GB")
