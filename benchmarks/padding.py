@@ -57,4 +57,5 @@ def main(arguments: BenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses())
+    parser = HfArgumentParser(BenchmarkArguments, description=__doc__)  # type: ignore[arg-type]  # theirs is opaque
+    main(*parser.parse_args_into_dataclasses())

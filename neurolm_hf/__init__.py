@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+
 __version__ = "0.1.0"
 
 _EXPORTS = {

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+
 # AutoModel of a saved folder must work whichever of the classes was saved.
 VQ_AUTO_MAP = {
     "AutoConfig": "configuration_neurolm.NeuroLMVQConfig",
@@ -157,8 +158,10 @@ class NeuroLMConfig(PreTrainedConfig):
     """
 
     model_type = "neurolm"
+    # not predictions: what `Trainer.evaluate` with `compute_metrics` must leave out
+    keys_to_ignore_at_inference = ["past_key_values", "eeg_loss", "text_loss", "eeg_codes"]
     sub_configs_defaults = {
-        "eeg_config": NeuroLMVQConfig,
+        "eeg_config": SubConfigSpec(config_class=NeuroLMVQConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2", init_kwargs=GPT2_DEFAULTS),
     }
 

@@ -8,7 +8,7 @@ that reads the encoder's features between its text tokens. EEG is batch first ev
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -26,12 +26,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
 
+
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
 PADDING_CODE = -1
 
-# What stays in float32 when weights are loaded in another precision. Not all of the quantiser: one buffer is a boolean.
+# What stays in float32 when weights are loaded in another precision; the third buffer of the quantiser is a boolean.
 FLOAT32_MODULES = ["to_codebook", "quantizer.codebook", "quantizer.cluster_size"]
 
 # Rows of vectors compared with the codebook at a time, so that no (patches x codes) matrix exists for a whole batch.
@@ -54,9 +55,9 @@ class NeuroLMVQEncoderOutput(ModelOutput):
             `padding_enters_statistics` has it quantised too.
     """
 
-    features: torch.FloatTensor | None = None
-    quantized: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
+    features: torch.Tensor | None = None
+    quantized: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
 
 
 @dataclass
@@ -69,8 +70,8 @@ class NeuroLMVQDecoderOutput(ModelOutput):
         raw (`torch.FloatTensor` of shape `(batch, patches, patch_size)`): signal, as z-scores over the sample.
     """
 
-    frequency: torch.FloatTensor | None = None
-    raw: torch.FloatTensor | None = None
+    frequency: torch.Tensor | None = None
+    raw: torch.Tensor | None = None
 
 
 @dataclass
@@ -92,23 +93,23 @@ class NeuroLMVQOutput(ModelOutput):
         hidden_states, attentions: of the encoder, when asked for.
     """
 
-    loss: torch.FloatTensor | None = None
-    frequency_loss: torch.FloatTensor | None = None
-    raw_loss: torch.FloatTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
-    eeg_alignment_loss: torch.FloatTensor | None = None
-    text_alignment_loss: torch.FloatTensor | None = None
-    frequency: torch.FloatTensor | None = None
-    raw: torch.FloatTensor | None = None
-    target_frequency: torch.FloatTensor | None = None
-    target_raw: torch.FloatTensor | None = None
-    features: torch.FloatTensor | None = None
-    quantized: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-    codebook_usage: torch.FloatTensor | None = None
-    perplexity: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    frequency_loss: torch.Tensor | None = None
+    raw_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    eeg_alignment_loss: torch.Tensor | None = None
+    text_alignment_loss: torch.Tensor | None = None
+    frequency: torch.Tensor | None = None
+    raw: torch.Tensor | None = None
+    target_frequency: torch.Tensor | None = None
+    target_raw: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    quantized: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    codebook_usage: torch.Tensor | None = None
+    perplexity: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -120,7 +121,7 @@ class NeuroLMModelOutputWithPast(BaseModelOutputWithPast):
             `output_eeg_codes=True`.
     """
 
-    eeg_codes: torch.LongTensor | None = None
+    eeg_codes: torch.Tensor | None = None
 
 
 @dataclass
@@ -139,14 +140,14 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
             labels asked for them.
     """
 
-    loss: torch.FloatTensor | None = None
-    eeg_loss: torch.FloatTensor | None = None
-    text_loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    eeg_loss: torch.Tensor | None = None
+    text_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    eeg_codes: torch.LongTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    eeg_codes: torch.Tensor | None = None
 
 
 class NeuroLMEEGEmbedding(nn.Embedding):
@@ -160,7 +161,7 @@ class NeuroLMPatchGroupNorm(nn.GroupNorm):
         """`hidden_states` (batch, patches, channels, positions), `mask` (batch, patches), True where real."""
         if mask is None:
             return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
-        batch, patches, channels, positions = hidden_states.shape
+        batch, patches, _, positions = hidden_states.shape
         groups = hidden_states.float().view(batch, patches, self.num_groups, -1, positions)
         real = mask[:, :, None, None, None]
         count = mask.sum(1).clamp(min=1).view(batch, 1, 1, 1, 1) * groups[0, 0, 0].numel()
@@ -455,7 +456,7 @@ class NeuroLMVQPreTrainedModel(PreTrainedModel):
 
 
 class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
-    """From patches to features and, through the codebook, to codes: the half of the tokenizer that is always needed."""
+    """From patches to features and, through the codebook, to codes: the half of the tokenizer always needed."""
 
     def __init__(self, config: NeuroLMVQConfig):
         super().__init__(config)
@@ -486,13 +487,14 @@ class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
         """See [`NeuroLMVectorQuantizer.forward`]; the head before it runs in the precision of its weights."""
         if not self.config.has_codebook:
             raise ValueError(
-                "This checkpoint has no codebook: it was converted from a language model alone, so EEG can be read but "
-                "not turned into VQ tokens. Convert it again with `--vq VQ.pt`."
+                "This checkpoint has no codebook: it was converted from a language model alone, so EEG can be read "
+                "but not turned into VQ tokens. Convert it again with `--vq VQ.pt`."
             )
         if self.config.padding_enters_statistics:
             mask = None
         with torch.autocast(features.device.type, enabled=False):
-            return self.quantizer(self.to_codebook(features.to(self.to_codebook[0].weight.dtype)), mask, learn)
+            dtype = next(self.to_codebook.parameters()).dtype
+            return self.quantizer(self.to_codebook(features.to(dtype)), mask, learn)
 
 
 class NeuroLMVQDecoder(nn.Module):
@@ -570,7 +572,7 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         if (codes is None) == (quantized is None):
             raise ValueError("Give `decode` either `codes` or `quantized`.")
         if eeg_channel_ids is None or eeg_time_ids is None:
-            raise ValueError("`decode` needs `eeg_channel_ids` and `eeg_time_ids`, (batch, patches), as `encode` does.")
+            raise ValueError("`decode` needs `eeg_channel_ids` and `eeg_time_ids`, (batch, patches), as `encode`.")
         if quantized is None and codes is not None:
             quantized = F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)
         mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
@@ -615,7 +617,7 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         commitment = _patch_mean((vectors - nearest).square(), None if padded else mask)
         frequency_loss, raw_loss = (
             # padded mode: predictions at padding count as zero, but in the denominator
-            _patch_mean((predicted.float() - target).square(), mask, padded)
+            _patch_mean((cast(torch.Tensor, predicted).float() - target).square(), mask, padded)
             for predicted, target in ((decoded.frequency, target_frequency), (decoded.raw, target_raw))
         )
         commitment_loss = commitment * self.config.commitment_weight if bypass < 1 else commitment * 0
@@ -711,7 +713,7 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
     config: NeuroLMConfig
     config_class = NeuroLMConfig
     base_model_prefix = "model"
-    input_modalities = ("audio", "text")
+    input_modalities = ["audio", "text"]
     supports_gradient_checkpointing = True
     # EEG and text targets have denominators of their own: see NeuroLMVQPreTrainedModel
     accepts_loss_kwargs = False
@@ -725,7 +727,7 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        _init_eeg_module(module, self.config.eeg_config)
+        _init_eeg_module(module, _eeg_config(self.config))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -737,7 +739,7 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
 
     def freeze_eeg_encoder(self) -> None:
         """Applies `config.freeze_eeg_encoder` to the encoder's parameters and mode."""
-        encoder = getattr(self, self.base_model_prefix, self).eeg_encoder
+        encoder = cast(NeuroLMModel, getattr(self, self.base_model_prefix, self)).eeg_encoder
         if self.config.freeze_eeg_encoder:
             encoder.requires_grad_(False)
             encoder.eval()
@@ -756,13 +758,15 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
 
     def __init__(self, config: NeuroLMConfig):
         super().__init__(config)
-        eeg_width, text_width = config.eeg_config.hidden_size, config.get_text_config().hidden_size
-        self.eeg_encoder = NeuroLMEEGEncoder(config.eeg_config)
+        eeg_config = _eeg_config(config)
+        eeg_width, text_width = eeg_config.hidden_size, config.get_text_config().hidden_size
+        self.eeg_encoder = NeuroLMEEGEncoder(eeg_config)
         self.eeg_projector = (
             nn.Identity() if eeg_width == text_width else nn.Sequential(nn.Linear(eeg_width, text_width), nn.GELU())
         )
-        self.channel_embedding = NeuroLMEEGEmbedding(config.eeg_config.num_channel_embeddings, text_width)
-        self.language_model = AutoModel.from_config(config.get_text_config())
+        self.channel_embedding = NeuroLMEEGEmbedding(eeg_config.num_channel_embeddings, text_width)
+        # one precision for all, whatever the text model was published in
+        self.language_model = AutoModel.from_config(config.get_text_config(), dtype=torch.get_default_dtype())
         self.post_init()
         self.freeze_eeg_encoder()
 
@@ -832,20 +836,18 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         with_codes: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One pass of the encoder over every segment on its own: features and, if asked for, codes."""
-        mask = _check_patches(
-            self.config.eeg_config, input_values, channel_ids, time_ids, segment_ids, attention_mask
-        )
+        config = _eeg_config(self.config)
+        mask = _check_patches(config, input_values, channel_ids, time_ids, segment_ids, attention_mask)
         frozen = self.config.freeze_eeg_encoder
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             if mask is None and segment_ids is None:
                 features = self.eeg_encoder(input_values, channel_ids, time_ids)
                 return features, self.eeg_encoder.quantize(features)[1] if with_codes else None
-            rows = _SegmentRows(mask, segment_ids, input_values, self.config.eeg_config.padding_enters_statistics)
+            rows = _SegmentRows(mask, segment_ids, input_values, config.padding_enters_statistics)
             if rows.count == 0:
-                width = self.config.eeg_config.hidden_size
-                features = input_values.new_zeros(*input_values.shape[:2], width) + _zero_of(self.eeg_encoder)
-                codes = torch.full(input_values.shape[:2], PADDING_CODE, device=input_values.device)
-                return features, codes if with_codes else None
+                features = input_values.new_zeros(*input_values.shape[:2], config.hidden_size)
+                no_codes = torch.full(input_values.shape[:2], PADDING_CODE, device=input_values.device)
+                return features + _zero_of(self.eeg_encoder), no_codes if with_codes else None
             row_features = self.eeg_encoder(
                 rows.split(input_values), rows.split(channel_ids), rows.split(time_ids), rows.mask
             )
@@ -991,7 +993,7 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         self.model = NeuroLMModel(config)
         text_config = config.get_text_config()
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
-        self.code_head = nn.Linear(text_config.hidden_size, config.eeg_config.codebook_size, bias=False)
+        self.code_head = nn.Linear(text_config.hidden_size, _eeg_config(config).codebook_size, bias=False)
         # where the embeddings live depends on the decoder: wte, embed_tokens, ...
         embedding = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is embedding)
@@ -1020,18 +1022,21 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         The text rows grow to hold the special tokens, to a multiple of 64 (GPT-2's 50257 become 50304).
         """
         vq = NeuroLMVQModel.from_pretrained(eeg_model) if isinstance(eeg_model, str) else eeg_model
-        vq = getattr(vq, "vq", vq)
+        vq = cast(NeuroLMVQModel, getattr(vq, "vq", vq))
         text = AutoModelForCausalLM.from_pretrained(text_model) if isinstance(text_model, str) else text_model
         text_config = text.config.get_text_config().to_dict()
         rows = text_config["vocab_size"]
         if text_config["model_type"] == "gpt2":
             text_config.update(activation_function="gelu", embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
-        eeg_token_id = rows + 1 if text_vocabulary is None else text_vocabulary["<|eeg|>"]
-        highest = rows + 2 if text_vocabulary is None else max(text_vocabulary.values())
+        if text_vocabulary is None:
+            text_vocabulary = {"[SEP]": rows, "<|eeg|>": rows + 1, "<|pad|>": rows + 2}
+        if "<|eeg|>" not in text_vocabulary:
+            raise ValueError("`text_vocabulary` has no `<|eeg|>`; add it to the text tokenizer first.")
+        highest = max(text_vocabulary.values())
         config = cls.config_class(
             eeg_config=vq.config.to_dict(),
-            text_config={**text_config, "vocab_size": max(rows, -(-(highest + 1) // 64) * 64)},
-            eeg_token_id=eeg_token_id,
+            text_config={**text_config, "vocab_size": rows if highest < rows else (highest // 64 + 1) * 64},
+            eeg_token_id=text_vocabulary["<|eeg|>"],
             **{"stage": "tokenizer", **kwargs},
         )
         model = cls(config)
@@ -1040,9 +1045,7 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             pairs = [(model.model.language_model, text.base_model), (model.lm_head, text.get_output_embeddings())]
             for ours, theirs in pairs:
                 _copy_weights(ours, theirs)
-        special = [highest - 2, highest - 1, highest] if text_vocabulary is None else [
-            text_vocabulary[name] for name in ("[SEP]", "<|eeg|>", "<|pad|>") if name in text_vocabulary
-        ]
+        special = [text_vocabulary[name] for name in ("[SEP]", "<|eeg|>", "<|pad|>") if name in text_vocabulary]
         model.suppress_tokens(special + list(range(highest + 1, config.get_text_config().vocab_size)))
         return model
 
@@ -1120,9 +1123,10 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         else:
             placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
             targets = self._text_targets(labels, placeholders, attention_mask)
-            if needs_codes:
+            if needs_codes and eeg_channel_ids is not None and eeg_time_ids is not None:
                 predictors = previous_second(eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
-                eeg_targets = self._eeg_targets(labels, placeholders, outputs.eeg_codes, predictors, eeg_attention_mask)
+                codes = outputs.eeg_codes
+                eeg_targets = self._eeg_targets(labels, placeholders, codes, predictors, eeg_attention_mask)
                 targets = torch.where(eeg_targets != IGNORE_INDEX, eeg_targets, targets)
             wanted = targets != IGNORE_INDEX
             logits = self._logits(hidden_states[wanted] if self.training else hidden_states)
@@ -1180,26 +1184,30 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         eeg_loss = losses[is_eeg].mean() if is_eeg.any() else None
         text_loss = losses[~is_eeg].mean() if not is_eeg.all() else None
-        return sum(loss for loss in (eeg_loss, text_loss) if loss is not None), eeg_loss, text_loss
+        return torch.stack([loss for loss in (eeg_loss, text_loss) if loss is not None]).sum(), eeg_loss, text_loss
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, text only. Warns when EEG is asked about before any instruction tuning."""
         if kwargs.get("input_values") is not None and self.config.stage != "instruction-tuned":
             logger.warning_once(
-                f"This checkpoint's stage is {self.config.stage!r}: it was never instruction-tuned, so what it answers "
-                "about EEG has no meaning. Fine-tune it on a task first."
+                f"This checkpoint's stage is {self.config.stage!r}: it was never instruction-tuned, so what it "
+                "answers about EEG has no meaning. Fine-tune it on a task first."
             )
-        return super().generate(inputs, *args, **kwargs)
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: torch.LongTensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
         return {**inputs, "text_logits_only": True}
 
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
-        """Whatever a caller suppresses, the placeholder is: a generated one would stand for a patch that is not there."""
-        generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        # whatever a caller suppresses: a generated placeholder would stand for a patch that is not there
+        generation_config, model_kwargs = super()._prepare_generation_config(  # type: ignore[misc]
+            *args, **kwargs
+        )
         given = generation_config.suppress_tokens or []
         generation_config.suppress_tokens = sorted({*given, self.config.eeg_token_id})
         return generation_config, model_kwargs
@@ -1216,11 +1224,12 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         lengths = {given.shape[1] for given in (tokens, attention_mask, blocks) if given is not None}
         if len(lengths) > 1 or 0 < tokens.shape[1] <= past_length:
             raise ValueError(
-                "`input_ids`, `attention_mask` and `mm_token_type_ids` must be those of the whole sequence, also of what "
-                f"a cache already holds; got {sorted(lengths)} tokens, {past_length} of them in the cache."
+                "`input_ids`, `attention_mask` and `mm_token_type_ids` must be those of the whole sequence, also of "
+                f"what a cache already holds; got {sorted(lengths)} tokens, {past_length} of them in the cache."
             )
         if blocks is None:
-            placeholders = self.model.get_placeholder_mask(inputs_tensor if inputs_embeds is None else None, inputs_embeds)
+            input_ids = inputs_tensor if inputs_embeds is None else None
+            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
             eeg_time_ids, eeg_mask = model_kwargs.get("eeg_time_ids"), model_kwargs.get("eeg_attention_mask")
             if placeholders.any() and (eeg_time_ids is None or past_length):
                 raise ValueError(
@@ -1375,6 +1384,7 @@ class _SegmentRows:
         keep_padding: bool,
     ):
         self.shape = input_values.shape[:2]
+        self.mask: torch.Tensor | None
         if mask is None:
             mask = torch.ones(self.shape, dtype=torch.bool, device=input_values.device)
         if keep_padding:
@@ -1425,7 +1435,8 @@ def _check_patches(
     """Shapes, and seconds that count from 0 without gaps in every segment; returns the mask as booleans."""
     if input_values.ndim != 3 or input_values.shape[-1] != config.patch_size:
         raise ValueError(
-            f"`input_values` must have the shape (batch, patches, {config.patch_size}), got {tuple(input_values.shape)}."
+            f"`input_values` must have the shape (batch, patches, {config.patch_size}), got "
+            f"{tuple(input_values.shape)}."
         )
     for name, ids in (
         ("eeg_channel_ids", channel_ids),
@@ -1453,13 +1464,13 @@ def _check_patches(
     if bool(wrong.any()):
         row = int(sample[wrong.nonzero()[0]])
         raise ValueError(
-            f"The seconds of sample {row} are {time_ids[row][real[row]].unique_consecutive().tolist()}: in every segment "
-            "they must count 0, 1, 2, ... without gaps, all channels of a second together, segments in order."
+            f"The seconds of sample {row} are {time_ids[row][real[row]].unique_consecutive().tolist()}: in every "
+            "segment they must count 0, 1, 2, ... without gaps, all channels of a second together, segments in order."
         )
     if len(flat_time) and int(flat_time.max()) >= config.max_seconds:
         raise ValueError(
-            f"A segment of {int(flat_time.max()) + 1} seconds is longer than the {config.max_seconds} seconds the model "
-            "has embeddings for; cut it into shorter windows."
+            f"A segment of {int(flat_time.max()) + 1} seconds is longer than the {config.max_seconds} seconds the "
+            "model has embeddings for; cut it into shorter windows."
         )
     return mask
 
@@ -1478,8 +1489,8 @@ def _check_placeholders(
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"Sample {row} has {int(tokens[row])} EEG placeholders but {int(patches[row])} patches of EEG. The processor "
-            "writes one placeholder a patch; do not truncate its output."
+            f"Sample {row} has {int(tokens[row])} EEG placeholders but {int(patches[row])} patches of EEG. The "
+            "processor writes one placeholder a patch; do not truncate its output."
         )
 
 
@@ -1517,6 +1528,11 @@ def _zero_of(*modules: nn.Module) -> torch.Tensor | float:
     return sum(0.0 * p.sum() for module in modules for p in module.parameters() if p.requires_grad)
 
 
+def _eeg_config(config: NeuroLMConfig) -> NeuroLMVQConfig:
+    # a dictionary or nothing when the config was made, this ever after
+    return cast(NeuroLMVQConfig, config.eeg_config)
+
+
 def _tanh_head(width: int, output_size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, output_size))
 
@@ -1531,7 +1547,7 @@ def _init_eeg_module(module: nn.Module, config: NeuroLMVQConfig) -> None:
     elif isinstance(module, nn.Conv1d):
         bound = (module.in_channels * module.kernel_size[0]) ** -0.5
         init.uniform_(module.weight, -bound, bound)
-        init.uniform_(module.bias, -bound, bound)
+        init.uniform_(cast(torch.Tensor, module.bias), -bound, bound)
     elif isinstance(module, NeuroLMVectorQuantizer):
         init.copy_(module.codebook, F.normalize(torch.randn(module.codebook.shape), dim=-1))
         init.zeros_(module.cluster_size)
@@ -1543,7 +1559,8 @@ def _copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
     source = theirs.state_dict()
     target = ours.state_dict()
     if source.keys() != target.keys():
-        raise ValueError(f"The text model's weights differ from its config's: {sorted(source.keys() ^ target.keys())}.")
+        odd = sorted(source.keys() ^ target.keys())
+        raise ValueError(f"The text model's weights differ from its config's: {odd}.")
     for name, values in target.items():
         given = source[name]
         if values.shape[1:] != given.shape[1:] or len(values) < len(given):

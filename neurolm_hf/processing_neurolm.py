@@ -40,7 +40,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from transformers import AddedToken, AutoTokenizer, BatchFeature, GPT2Tokenizer, SequenceFeatureExtractor
-from transformers.processing_utils import AudioKwargs, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import AudioKwargs, ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -1412,7 +1412,7 @@ class NeuroLMProcessor(ProcessorMixin):
         ch_names: Any = None,
         sampling_rate: Any = None,
         unit: Any = None,
-        **kwargs: Unpack[NeuroLMProcessorKwargs],
+        **kwargs: Any,  # those of NeuroLMProcessorKwargs, nested or flat
     ) -> EEGBatch:
         """Prepare EEG, text, or both in one sequence.
 

@@ -36,8 +36,15 @@ class NeuroLMTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._parts: dict[str, list[torch.Tensor]] = {}
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """As the Trainer's; keeps the parts of the loss for the next log entry."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             for name in LOGGED_OUTPUTS:
                 if (value := outputs.get(name)) is not None:
@@ -45,6 +52,7 @@ class NeuroLMTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer's, with the means of the parts since the last entry."""
         if "loss" in logs:
             logs |= {name: float(torch.stack(values).mean()) for name, values in self._parts.items()}
             self._parts.clear()
@@ -176,14 +184,15 @@ def standardize_features(model: NeuroLMVQModel, batches: Iterable[dict[str, torc
     The scale goes into the encoder's last layer norm and is undone in the first layer of the head before the codebook,
     so the checkpoint's format stays. A small language model learns from features of unit scale much faster.
     """
-    count, total, squares = 0, 0.0, 0.0
+    parts: list[torch.Tensor] = []
     for batch in batches:
         features = model.encode(**batch).features
-        real = features[batch["eeg_attention_mask"].bool()].double()
-        count, total, squares = count + len(real), total + real.sum(0), squares + real.square().sum(0)
-    mean = total / count
-    deviation = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
-    norm, head = model.encoder.transformer.norm, model.encoder.to_codebook[0]
+        assert features is not None
+        parts.append(features[batch["eeg_attention_mask"].bool()].double())
+    real = torch.cat(parts)
+    mean, deviation = real.mean(0), real.std(0, unbiased=False).clamp(min=1e-4)
+    norm: Any = model.encoder.transformer.norm
+    head: Any = model.encoder.to_codebook[0]
     weight = head.weight.double()
     head.bias.copy_(head.bias.double() + weight @ mean)
     head.weight.copy_(weight * deviation)
@@ -196,7 +205,7 @@ _CHANNEL_IDS = {name: index for index, name in enumerate(CHANNEL_VOCABULARY)}
 
 def _eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], texts: list[str]) -> dict[str, torch.Tensor]:
     """Model inputs of prepared windows, one a text; texts beyond the rows have no EEG."""
-    without = [[] for _ in texts[len(rows) :]]
+    without: list[list] = [[] for _ in texts[len(rows) :]]
     batch = processor(
         eeg=[[np.asarray(row["signal"], dtype=np.float32)] for row in rows] + without,
         text=texts,

@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,10 @@ def main(arguments: DemoArguments) -> None:
     announce("5/6  Answers about held-out subjects")
     # what is scored is what was saved, opened as a user would
     saved = str(arguments.output / "model")
-    model = AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
     probabilities = answer_probabilities(
-        model,
+        reloaded,
         processor,
         list(data.test[:]["signal"]),
         task,
@@ -274,7 +275,7 @@ def train_tokenizer(
     )
     trainer.train()
     losses["Tokenizer"] = curves(trainer, "frequency_loss", "raw_loss")
-    vq = trainer.model.eval()
+    vq.eval()
     sample = np.linspace(0, len(data.corpus) - 1, num=min(256, len(data.corpus)), dtype=int)
     batches = (collate([data.corpus[int(i)] for i in part]) for part in np.array_split(sample, len(sample) // 32 + 1))
     standardize_features(vq, ({name: t.to(vq.device) for name, t in batch.items()} for batch in batches))
@@ -341,9 +342,9 @@ def instruction_tune(
         modules_to_save=["lm_head"],
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, lora)
-    adapted.base_model.model.name_or_path = str(arguments.output / "base")
-    adapted.peft_config["default"].base_model_name_or_path = str(arguments.output / "base")
+    # the adapter remembers which model it belongs to
+    model.name_or_path = str(arguments.output / "base")
+    adapted: Any = get_peft_model(model, lora)
     adapted.print_trainable_parameters()
     trainer = NeuroLMTrainer(
         model=adapted,
@@ -355,7 +356,7 @@ def instruction_tune(
     )
     trainer.train()
     losses["Instruction tuning"] = curves(trainer, "text_loss")
-    adapted.save_pretrained(arguments.output / "adapter")
+    adapted.save_pretrained(str(arguments.output / "adapter"))
     return adapted.merge_and_unload()
 
 
@@ -368,8 +369,8 @@ def measure(probabilities: np.ndarray, data: DemoData, task: Task, feature_extra
         np.asarray(data.test[:]["signal"]),
         sampling_rate=feature_extractor.sampling_rate,
     )
-    scores: dict[str, Any] = {}
-    intervals: dict[str, Any] = {}
+    scores: dict[str, float] = {}
+    intervals: dict[str, Sequence[float]] = {}
     for prefix, given in (("", probabilities), ("baseline_", baseline)):
         for name, metric, values in (
             ("balanced_accuracy", balanced_accuracy, given.argmax(1)),
@@ -382,7 +383,16 @@ def measure(probabilities: np.ndarray, data: DemoData, task: Task, feature_extra
         part: {answer: int((np.asarray(windows[:]["label"]) == index).sum()) for answer, index in task.answers.items()}
         for part, windows in (("train", data.train_task), ("test", data.test))
     }
-    return Metrics(**scores, chance=1 / len(task.classes), split=data.split, counts=counts, intervals=intervals)
+    return Metrics(
+        balanced_accuracy=scores["balanced_accuracy"],
+        auroc=scores["auroc"],
+        baseline_balanced_accuracy=scores["baseline_balanced_accuracy"],
+        baseline_auroc=scores["baseline_auroc"],
+        chance=1 / len(task.classes),
+        split=data.split,
+        counts=counts,
+        intervals=intervals,
+    )
 
 
 def draw(
@@ -425,7 +435,7 @@ def draw(
         ),
         "losses": plot_losses(losses),
         "confusion_matrix": plot_confusion(confusion, task.classes),
-        "probabilities": plot_probabilities(probabilities[:, 1], labels == 1, task.classes),
+        "probabilities": plot_probabilities(probabilities[:, 1], labels == 1, (task.classes[0], task.classes[1])),
     }
 
 
@@ -435,7 +445,7 @@ def mean_spectra(windows_uv: np.ndarray, sampling_rate: int) -> tuple[np.ndarray
     return frequencies, power.mean(axis=1)
 
 
-def curves(trainer: NeuroLMTrainer, *names: str) -> dict[str, tuple[list[int], list[float]]]:
+def curves(trainer: NeuroLMTrainer, *names: str) -> dict[str, tuple[list[float], list[float]]]:
     """Logged values by step, for the report."""
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -450,7 +460,7 @@ def announce(stage: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser(DemoArguments, description=__doc__)
+    parser = HfArgumentParser(DemoArguments, description=__doc__)  # type: ignore[arg-type]  # theirs is opaque
     try:
         main(*parser.parse_args_into_dataclasses())
     except (ValueError, OSError, ImportError) as error:

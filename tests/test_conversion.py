@@ -15,12 +15,13 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, 
 
 from neurolm_hf import NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel
 from neurolm_hf.conversion import convert_neurolm, convert_vq
-from neurolm_hf.processing_neurolm import train_text_tokenizer
+from neurolm_hf.processing_neurolm import build_text_tokenizer, train_text_tokenizer
 from scripts.convert_checkpoint import main
 
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "scripts" / "convert_checkpoint.py"
+GPT2 = REPOSITORY.parent / "shared" / "gpt2"
 VQ, NEUROLM = PARITY / "VQ.pt", PARITY / "NeuroLM-base.pt"
 
 # Names and shapes of the released VQ.pt and NeuroLM-B.pt.
@@ -261,9 +262,7 @@ def test_half_precision_becomes_float32(tmp_path):
 
 def test_released_layout(tmp_path):
     """Names and shapes of the released files give the paper's sizes; nothing is left over or missing."""
-    for name, layout in json.loads(RELEASED_LAYOUT.read_text()).items():
-        tensors = {key: torch.empty(shape, device="meta") for key, shape in layout.items()}
-        torch.save({"model": tensors, **RELEASED_ARGUMENTS[name]}, tmp_path / f"{name}.pt")
+    write_layouts(tmp_path)
     vq, report = convert_vq(tmp_path / "VQ.pt")
     assert report.converted.keys() | report.dropped.keys() == json.loads(RELEASED_LAYOUT.read_text())["VQ"].keys()
     defaults = type(vq.config)(provenance=vq.config.provenance)
@@ -278,6 +277,22 @@ def test_released_layout(tmp_path):
     assert model.config.eeg_token_id == 50303
     assert model.generation_config.suppress_tokens == list(range(50257, 50304))
     assert model.generation_config.eos_token_id == 50256
+
+
+@pytest.mark.skipif(not GPT2.exists(), reason="needs ../shared/gpt2")
+def test_text_tokenizer_of_the_released_layout(tmp_path):
+    write_layouts(tmp_path)
+    model, _ = convert_neurolm(tmp_path / "NeuroLM-B.pt", text_tokenizer=build_text_tokenizer(GPT2))
+    assert model.config.eeg_token_id == 50258
+    assert model.generation_config.suppress_tokens == list(range(50257, 50304))
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (50256, 50259)
+
+
+def write_layouts(folder):
+    """Both released files without values, a few kilobytes."""
+    for name, layout in json.loads(RELEASED_LAYOUT.read_text()).items():
+        tensors = {key: torch.empty(shape, device="meta") for key, shape in layout.items()}
+        torch.save({"model": tensors, **RELEASED_ARGUMENTS[name]}, folder / f"{name}.pt")
 
 
 @pytest.mark.slow

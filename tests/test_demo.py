@@ -26,7 +26,18 @@ from neurolm_hf.tasks import load_task
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FEW_STEPS = "--subjects 4 --tokenizer-steps 6 --pretraining-steps 3 --instruction-steps 3 --batch-size 8".split()
+FEW_STEPS = [
+    "--subjects",
+    "4",
+    "--tokenizer-steps",
+    "6",
+    "--pretraining-steps",
+    "3",
+    "--instruction-steps",
+    "3",
+    "--batch-size",
+    "8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +206,7 @@ def test_bad_recording_is_named(demo: ModuleType, good: Path, tmp_path: Path, ho
 def test_nan_is_named() -> None:
     signal = np.random.default_rng(0).normal(scale=20, size=(2, 1000))
     signal[1, 450] = np.nan
-    with pytest.raises(ValueError, match="C4.*2.25"):
+    with pytest.raises(ValueError, match=r"C4.*2\.25"):
         EEGFeatureExtractor()(signal, ch_names=["C3", "C4"], sampling_rate=200, unit="uV")
 
 

@@ -311,9 +311,9 @@ def test_wrong_inputs_are_refused(gpt2):
 
 
 def test_flash_attention_is_refused(gpt2):
-    with pytest.raises(ValueError, match="[Ff]lash"):
+    with pytest.raises(ValueError, match=r"[Ff]lash"):
         NeuroLMForCausalLM._from_config(lm_config(), attn_implementation="flash_attention_2")
-    with pytest.raises(ValueError, match="[Ff]lash"):
+    with pytest.raises(ValueError, match=r"[Ff]lash"):
         gpt2.set_attn_implementation("flash_attention_2")
     # of the text model alone, whose own class could do it
     gpt2.model.language_model.config._attn_implementation_internal = "flash_attention_2"
@@ -325,7 +325,8 @@ def test_no_codebook(gpt2):
     model = randomize(NeuroLMForCausalLM(lm_config(eeg_config=vq_config(has_codebook=False))))
     batch = lm_batch(ROWS)
     assert model(**batch).logits.isfinite().all()
-    assert model(**batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] >= EEG_TOKEN_ID, -100)).text_loss > 0
+    text_labels = batch["input_ids"].masked_fill(batch["input_ids"] == EEG_TOKEN_ID, -100)
+    assert model(**batch, labels=text_labels).text_loss > 0
     with pytest.raises(ValueError, match="no codebook"):
         model(**batch, labels=batch["input_ids"])
 
@@ -547,6 +548,27 @@ def test_trainer_leaves_the_tower_alone(model, tmp_path):
     assert_tower_frozen(model)
 
 
+def test_trainer_evaluates(gpt2, tmp_path):
+    """Batches with and without EEG targets: losses of a kind come and go, predictions do not."""
+    from transformers import Trainer, TrainingArguments
+
+    batch = labelled(ROWS)
+    dataset = [{name: value[index] for name, value in batch.items()} for index in range(len(ROWS))]
+    shapes = []
+    trainer = Trainer(
+        gpt2,
+        TrainingArguments(
+            str(tmp_path), use_cpu=True, per_device_eval_batch_size=1, report_to=[], disable_tqdm=True,
+        ),
+        eval_dataset=dataset,
+        compute_metrics=lambda prediction: shapes.append(prediction.predictions.shape) or {},
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = [gpt2(**{name: value[None] for name, value in row.items()}).loss for row in dataset]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    assert shapes == [(len(ROWS), batch["input_ids"].shape[1], VOCAB_SIZE + 32)]
+
+
 def test_tower_trains_when_asked(tmp_path):
     model = language_model("gpt2", 48, freeze_eeg_encoder=False)
     assert model.train().model.eeg_encoder.training
@@ -559,7 +581,8 @@ def test_tower_trains_when_asked(tmp_path):
     got = gradients(model, labelled(ROWS))
     assert got.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     model.save_pretrained(tmp_path / "saved")
-    assert NeuroLMForCausalLM.from_pretrained(tmp_path / "saved").model.eeg_encoder.transformer.norm.weight.requires_grad
+    loaded = NeuroLMForCausalLM.from_pretrained(tmp_path / "saved")
+    assert loaded.model.eeg_encoder.transformer.norm.weight.requires_grad
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -567,7 +590,6 @@ def test_tower_trains_when_asked(tmp_path):
 def test_text_alone_touches_every_trained_parameter(hidden_size, frozen):
     """Otherwise processes with and without EEG wait for each other's gradients for ever."""
     model = language_model("gpt2", hidden_size, freeze_eeg_encoder=frozen).train()
-    # code_head aside: without EEG targets it still gives its share of the softmax
     for rows in ([[5, 6, 7, 8]], ROWS):
         got = gradients(model, labelled(rows))
         assert got.keys() == {name for name, p in model.named_parameters() if p.requires_grad}

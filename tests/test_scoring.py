@@ -44,7 +44,11 @@ def likelihood_alone(model, processor, recording, names, answer) -> float:
     """Log-likelihood of one answer in one unpadded sequence, read at once without a cache."""
     text = TASK.training_text(answer)
     inputs = processor(
-        eeg=recording, text=text, ch_names=names, prepared_by=processor.feature_extractor.recipe_id, return_tensors="pt"
+        eeg=recording,
+        text=text,
+        ch_names=names,
+        prepared_by=processor.feature_extractor.recipe_id,
+        return_tensors="pt",
     )
     ids = inputs["input_ids"][0]
     logits = model(**inputs).logits[0, :-1, : model.lm_head.out_features]

@@ -36,7 +36,12 @@ def row(channels: tuple[str, ...] = ("C3", "C4", "CZ"), seconds: int = 2, answer
     return {"signal": signal, "channels": list(channels), "answer": answer}
 
 
-ROWS = [row(), row(("FP1", "O2"), 3, "No", seed=1), row(("PZ",), 2, "Yes", seed=2), row(("FP1", "CZ"), 2, "No", seed=3)]
+ROWS = [
+    row(),
+    row(("FP1", "O2"), 3, "No", seed=1),
+    row(("PZ",), 2, "Yes", seed=2),
+    row(("FP1", "CZ"), 2, "No", seed=3),
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,9 @@ def test_pretraining_labels_are_every_patch_and_the_text(processor: NeuroLMProce
     is_eeg = batch["input_ids"] == processor.eeg_token_id
     assert is_eeg.sum(1).tolist() == [6, 6, 2, 4, 0, 0]
     assert torch.equal(batch["labels"] == processor.eeg_token_id, is_eeg)
-    for ids, labels, mask in zip(batch["input_ids"][4:], batch["labels"][4:], batch["attention_mask"][4:], strict=True):
+    for ids, labels, mask in zip(
+        batch["input_ids"][4:], batch["labels"][4:], batch["attention_mask"][4:], strict=True
+    ):
         text = processor.decode(ids[mask.bool()])
         assert text.removesuffix("<|endoftext|>") in TEXTS
         assert text.endswith("<|endoftext|>")
@@ -123,7 +130,9 @@ def test_instruction_labels_are_what_follows_the_prompt(processor: NeuroLMProces
 def test_instruction_labels_of_lettered_answers(processor: NeuroLMProcessor) -> None:
     import dataclasses
 
-    lettered = dataclasses.replace(TASK, question="Question: Which? Options: (A) x. (B) y.", answers={"(A)": 0, "(B)": 1})
+    lettered = dataclasses.replace(
+        TASK, question="Question: Which? Options: (A) x. (B) y.", answers={"(A)": 0, "(B)": 1}
+    )
     batch = InstructionCollator(processor, lettered)([{**ROWS[0], "answer": "(B)"}])
     labels = batch["labels"][0]
     assert processor.tokenizer.decode(labels[labels != -100]) == "B) <|endoftext|>"
@@ -186,7 +195,11 @@ def test_quantizer_schedule(tmp_path: Any) -> None:
     seen = []
     model.register_forward_hook(
         lambda *_: seen.append(
-            (model.config.quantizer_bypass, model.config.dead_code_threshold, bool(model.encoder.quantizer.initialized))
+            (
+                model.config.quantizer_bypass,
+                model.config.dead_code_threshold,
+                bool(model.encoder.quantizer.initialized),
+            )
         )
     )
     NeuroLMTrainer(
@@ -200,9 +213,7 @@ def test_quantizer_schedule(tmp_path: Any) -> None:
     assert model.config.quantizer_bypass == 0.0
 
 
-def test_instruction_tuning_lowers_the_loss_and_leaves_the_encoder(
-    tmp_path: Any, processor: NeuroLMProcessor
-) -> None:
+def test_instruction_tuning_lowers_the_loss_and_leaves_the_encoder(tmp_path: Any, processor: NeuroLMProcessor) -> None:
     model = language_model(processor)
     encoder = {name: tensor.clone() for name, tensor in model.model.eeg_encoder.state_dict().items()}
     trainer = NeuroLMTrainer(

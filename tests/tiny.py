@@ -15,7 +15,7 @@ from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQConfig, Neuro
 PATCH_SIZE = 200
 VOCAB_SIZE = 96
 EEG_TOKEN_ID = 94
-PAD_TOKEN_ID = 95
+PAD_TOKEN_ID = 92
 BACKBONES = ("gpt2", "llama", "qwen3")
 
 # [SEP] of these tests: any text id will do
@@ -106,7 +106,7 @@ def lm_config(backbone: str = "gpt2", hidden_size: int = 32, **changes: Any) -> 
 
 
 def randomize(model: Any, seed: int = 0, scale: float = 0.15) -> Any:
-    """Moves every weight off its initial value: fresh models ignore most of their input. The codebook counts as placed."""
+    """Moves every weight off its initial value: fresh models ignore most of their input. The codebook is placed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
