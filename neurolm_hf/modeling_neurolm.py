@@ -6,6 +6,7 @@ that reads the encoder's features between its text tokens. EEG is batch first ev
 `input_values` (batch, patches, patch_size) with the ids of channel, second and segment of every patch.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -614,10 +615,10 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
 
         padded = self.config.padding_enters_statistics
         nearest = F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)
-        commitment = _patch_mean((vectors - nearest).square(), None if padded else mask)
+        commitment = _patch_mean((vectors - nearest).square(), None if padded else mask, self.training)
         frequency_loss, raw_loss = (
             # padded mode: predictions at padding count as zero, but in the denominator
-            _patch_mean((cast(torch.Tensor, predicted).float() - target).square(), mask, padded)
+            _patch_mean((cast(torch.Tensor, predicted).float() - target).square(), mask, self.training, padded)
             for predicted, target in ((decoded.frequency, target_frequency), (decoded.raw, target_raw))
         )
         commitment_loss = commitment * self.config.commitment_weight if bypass < 1 else commitment * 0
@@ -699,11 +700,11 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
         reversed_features = _ReverseGradient.apply(outputs.features, reversal_strength)
         eeg_logits = self.alignment_classifier(reversed_features)
         mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
-        losses = {"eeg_alignment_loss": _classification_loss(eeg_logits, 0, mask)}
+        losses = {"eeg_alignment_loss": _classification_loss(eeg_logits, 0, mask, self.training)}
         if text_input_ids is not None:
             text_logits = self.alignment_classifier(self.text_embedding(text_input_ids))
             text_mask = None if text_attention_mask is None else text_attention_mask.bool()
-            losses["text_alignment_loss"] = _classification_loss(text_logits, 1, text_mask)
+            losses["text_alignment_loss"] = _classification_loss(text_logits, 1, text_mask, self.training)
         return NeuroLMVQOutput(**{**outputs, **losses, "loss": outputs.loss + sum(losses.values())})
 
 
@@ -767,6 +768,11 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         self.channel_embedding = NeuroLMEEGEmbedding(eeg_config.num_channel_embeddings, text_width)
         # one precision for all, whatever the text model was published in
         self.language_model = AutoModel.from_config(config.get_text_config(), dtype=torch.get_default_dtype())
+        if "position_ids" not in inspect.signature(self.language_model.forward).parameters:
+            raise ValueError(
+                f"A {config.get_text_config().model_type} cannot be the text model: it takes no `position_ids`, and "
+                "all patches of a second must share a position."
+            )
         self.post_init()
         self.freeze_eeg_encoder()
 
@@ -1174,17 +1180,15 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         targets = torch.full_like(labels, IGNORE_INDEX)
         return targets.masked_scatter(placeholders, patch_targets[real])
 
-    @staticmethod
     def _losses(
-        logits: torch.Tensor, targets: torch.Tensor, is_eeg: torch.Tensor
+        self, logits: torch.Tensor, targets: torch.Tensor, is_eeg: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Both together, that of EEG targets, that of text targets; `None` where there is no target."""
-        if len(targets) == 0:
-            return logits.sum() * 0.0, None, None
+        """Both together, that of EEG targets, that of text targets; `None` where this batch has no target."""
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        eeg_loss = losses[is_eeg].mean() if is_eeg.any() else None
-        text_loss = losses[~is_eeg].mean() if not is_eeg.all() else None
-        return torch.stack([loss for loss in (eeg_loss, text_loss) if loss is not None]).sum(), eeg_loss, text_loss
+        # summed up even where there is no target: the ranks pool their counts, and one that stays away blocks the rest
+        eeg_loss = _pooled_mean(losses[is_eeg].sum(), is_eeg.sum(), self.training)
+        text_loss = _pooled_mean(losses[~is_eeg].sum(), (~is_eeg).sum(), self.training)
+        return eeg_loss + text_loss, eeg_loss if is_eeg.any() else None, text_loss if not is_eeg.all() else None
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, text only. Warns when EEG is asked about before any instruction tuning."""
@@ -1366,6 +1370,12 @@ def previous_second(
         keys = keys.masked_fill(eeg_attention_mask == 0, -1)
     wanted = (keys - channels).masked_fill((eeg_time_ids == 0) | (keys < 0), -2)
     ordered, order = keys.sort(dim=1, stable=True)
+    twice = ((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any(1).nonzero()
+    if len(twice):
+        raise ValueError(
+            f"Sample {int(twice[0])} has a channel twice in one second: which of the two predicts the next code is "
+            "undefined."
+        )
     found = torch.searchsorted(ordered, wanted).clamp(max=keys.shape[1] - 1)
     return torch.where(ordered.gather(1, found) == wanted, order.gather(1, found), -1)
 
@@ -1494,17 +1504,34 @@ def _check_placeholders(
         )
 
 
-def _patch_mean(values: torch.Tensor, mask: torch.Tensor | None, padding_counts: bool = False) -> torch.Tensor:
+def _pooled_mean(total: torch.Tensor, count: torch.Tensor | float, training: bool) -> torch.Tensor:
+    """`total / count`, where while training `count` is pooled over the ranks.
+
+    DistributedDataParallel averages the ranks' gradients. With this denominator, the average is the gradient of the
+    one large batch that they make up together, also where they hold different numbers of patches or tokens.
+    """
+    count = torch.as_tensor(count, dtype=torch.float32, device=total.device).clone()
+    if training and _is_distributed():
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    # one over a whole batch without any: its sum is zero
+    return total / torch.where(count > 0, count, 1.0)
+
+
+def _patch_mean(
+    values: torch.Tensor, mask: torch.Tensor | None, training: bool, padding_counts: bool = False
+) -> torch.Tensor:
     """Mean of (batch, patches, n) over real patches; with `padding_counts`, padding counts as zeros."""
     if mask is None:
-        return values.mean()
-    total = (values * mask[..., None]).sum()
-    return total / (values.numel() if padding_counts else (mask.sum() * values.shape[-1]).clamp(min=1))
+        return _pooled_mean(values.sum(), values.numel(), training)
+    count = values.numel() if padding_counts else mask.sum() * values.shape[-1]
+    return _pooled_mean((values * mask[..., None]).sum(), count, training)
 
 
-def _classification_loss(logits: torch.Tensor, target: int, mask: torch.Tensor | None) -> torch.Tensor:
+def _classification_loss(logits: torch.Tensor, target: int, mask: torch.Tensor | None, training: bool) -> torch.Tensor:
     logits = logits.flatten(0, 1) if mask is None else logits[mask]
-    return F.cross_entropy(logits.float(), torch.full((len(logits),), target, device=logits.device))
+    targets = torch.full((len(logits),), target, device=logits.device)
+    return _pooled_mean(F.cross_entropy(logits.float(), targets, reduction="sum"), len(logits), training)
 
 
 class _ReverseGradient(torch.autograd.Function):
