@@ -64,10 +64,10 @@ def draw_traces(axis: plt.Axes, signal: np.ndarray, rate: int) -> None:
 def draw_codes(axis: plt.Axes, codes: np.ndarray) -> None:
     """A tile a patch, with its code."""
     axis.imshow(
-        np.unique(codes, return_inverse=True)[1].reshape(codes.shape), cmap="cividis", aspect="auto", alpha=0.75
+        np.unique(codes, return_inverse=True)[1].reshape(codes.shape), cmap="cividis", aspect="auto", alpha=0.4
     )
     for (row, column), code in np.ndenumerate(codes):
-        axis.text(column, row, str(code), ha="center", va="center", fontsize=9, color="white", fontweight="bold")
+        axis.text(column, row, str(code), ha="center", va="center", fontsize=9, color="black")
     axis.set(title="2  Every patch becomes a token", xlabel="Second", yticks=[], xticks=range(codes.shape[1]))
 
 
@@ -80,7 +80,7 @@ def draw_answer(axis: plt.Axes, question: str, classes: tuple[str, ...], probabi
     axis.set(title="3  The model answers", xlabel="Probability", xlim=(0, 1), yticks=range(len(classes)))
     axis.set_yticklabels(classes)
     axis.set_ylim(-0.6, len(classes) + 0.5)
-    axis.text(0, len(classes) - 0.25, words.replace("segment of", "segment\nof"), fontsize=10, style="italic")
+    axis.text(0.03, len(classes) - 0.25, words.replace("segment of", "segment\nof"), fontsize=10, style="italic")
     axis.spines[["top", "right"]].set_visible(False)
 
 
