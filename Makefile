@@ -8,7 +8,7 @@ RECORDINGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-CHECKED := neurolm_hf scripts tests $(wildcard benchmarks)
+CHECKED := neurolm_hf scripts tests docs $(wildcard benchmarks)
 TYPED := neurolm_hf scripts $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help

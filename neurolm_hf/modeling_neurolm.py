@@ -40,7 +40,7 @@ FLOAT32_MODULES = ["to_codebook", "quantizer.codebook", "quantizer.cluster_size"
 LOOKUP_CHUNK = 8192
 
 # A codebook that is fed but never moved is a silent failure: say so after this many training batches.
-BATCHES_BEFORE_WARNING = 256
+BATCHES_BEFORE_WARNING = 64
 
 
 @dataclass
@@ -387,6 +387,9 @@ class NeuroLMVectorQuantizer(nn.Module):
         if _is_distributed():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
+        if not torch.isfinite(sums).all():
+            self._forget_sums()
+            raise ValueError("The vectors of this step are not finite; the codebook has not moved. Check the input.")
         if counts.sum() > 0:
             decay = self.config.codebook_decay
             self.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
@@ -936,7 +939,9 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
             )
             if mm_token_type_ids is None:
                 mm_token_type_ids = block_ids(placeholders, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
-        elif self.training:
+        elif input_ids is not None and input_ids.shape[1] > 1:  # a single token is one that generation chose: text
+            _check_no_placeholders(self.get_placeholder_mask(input_ids))
+        if input_values is None and self.training:
             inputs_embeds = inputs_embeds + _zero_of(self.eeg_encoder, self.eeg_projector, self.channel_embedding)
 
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -1128,6 +1133,7 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             logits = self._logits(hidden_states[:, keep], text_logits_only)
         else:
             placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            self._check_labels(labels)
             targets = self._text_targets(labels, placeholders, attention_mask)
             if needs_codes and eeg_channel_ids is not None and eeg_time_ids is not None:
                 predictors = previous_second(eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
@@ -1153,6 +1159,14 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
     def _logits(self, hidden_states: torch.Tensor, text_only: bool = False) -> torch.Tensor:
         text_logits = self.lm_head(hidden_states)
         return text_logits if text_only else torch.cat([text_logits, self.code_head(hidden_states)], dim=-1)
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        """A word that the text rows do not have would be learnt as a code."""
+        if not torch.compiler.is_compiling() and int(labels.max()) >= self.lm_head.out_features:
+            raise ValueError(
+                f"A label is {int(labels.max())}, but there are {self.lm_head.out_features} text rows: the text "
+                "tokenizer is not this model's. Codes are labelled by the placeholder."
+            )
 
     @staticmethod
     def _text_targets(labels: torch.Tensor, placeholders: torch.Tensor, attention_mask: Any) -> torch.Tensor:
@@ -1192,12 +1206,17 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, text only. Warns when EEG is asked about before any instruction tuning."""
-        if kwargs.get("input_values") is not None and self.config.stage != "instruction-tuned":
+        if kwargs.get("input_values") is not None:
+            self.warn_if_untuned()
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def warn_if_untuned(self) -> None:
+        """Says that answers have no meaning where the checkpoint was never instruction-tuned."""
+        if self.config.stage != "instruction-tuned":
             logger.warning_once(
                 f"This checkpoint's stage is {self.config.stage!r}: it was never instruction-tuned, so what it "
                 "answers about EEG has no meaning. Fine-tune it on a task first."
             )
-        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.LongTensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
@@ -1501,6 +1520,14 @@ def _check_placeholders(
         raise ValueError(
             f"Sample {row} has {int(tokens[row])} EEG placeholders but {int(patches[row])} patches of EEG. The "
             "processor writes one placeholder a patch; do not truncate its output."
+        )
+
+
+def _check_no_placeholders(placeholders: torch.Tensor) -> None:
+    if not torch.compiler.is_compiling() and bool(placeholders.any()):
+        raise ValueError(
+            f"Sample {int(placeholders.any(1).nonzero()[0])} has EEG placeholders, but there are no `input_values`: "
+            "give the model the processor's whole output."
         )
 
 

@@ -95,7 +95,7 @@ _NON_EEG = re.compile(
     r"|NASAL|THOR|ABDO|CHEST|SNORE|CHIN|BODY|POSITION|ACC|GYRO|DC\d+\b)"
     r"|^(?:[VH]EO[LRUD]?|LOC|ROC|IBI|BURSTS|SUPPR|HR|LEG)(?:$|[\s\-/])"
 )
-_BIOSEMI_LABEL = re.compile(r"^[A-H]\d{1,2}$")
+_BIOSEMI_LABEL = re.compile(r"^[A-I]\d{1,2}$")
 _NAMED_AT_MOST = 24
 
 
@@ -226,7 +226,8 @@ def _non_eeg_reason(name: str) -> str | None:
 
 def _has_biosemi_labels(ch_names: Sequence[str]) -> bool:
     """Whether A1 and A2 stand in a row of BioSemi labels (A1...A32, B1...B32, ...)."""
-    return {"A3", "A4", "A5"} <= {_clean(name) for name in ch_names if isinstance(name, str)}
+    names = {_clean(name) for name in ch_names if isinstance(name, str)}
+    return any({f"{row}3", f"{row}4", f"{row}5"} <= names for row in "ABDEGHI")  # C3, C4, C5 and F3, F4, F5 are 10-20
 
 
 def _unknown_channels_message(unknown: list[str], source: str, biosemi: bool) -> str:
@@ -566,6 +567,8 @@ PLAUSIBLE_MICROVOLTS = (0.5, 1000.0)
 _TYPICAL_MICROVOLTS = 20.0
 # A channel is flat if one value fills this share of its samples, clipped if it stays at its extremes for that share.
 _FLAT_SHARE = 0.9
+# Below this rate not even the alpha rhythm is left.
+SLOWEST_HZ = 50.0
 _CLIPPED_SHARE = 0.01
 # Room that MNE's notch needs between its frequency and Nyquist (Hz).
 _NOTCH_MARGIN = 1.0
@@ -601,6 +604,18 @@ class _Signal:
     boundaries: list[tuple[float, float, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     is_epoch: bool = False
+
+
+# What transformers writes into a saved extractor beside its own arguments.
+_LIBRARY_FIELDS = {
+    "auto_map",
+    "feature_extractor_type",
+    "padding_side",
+    "processor_class",
+    "return_attention_mask",
+    "transformers_version",
+    "_name_or_path",
+}
 
 
 class EEGFeatureExtractor(SequenceFeatureExtractor):
@@ -658,8 +673,10 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ):
         kwargs.pop("feature_size", None)
-        super().__init__(patch_size, sampling_rate, padding_value, **kwargs)
-        self.patch_size = patch_size
+        if unknown := sorted(set(kwargs) - _LIBRARY_FIELDS):
+            raise TypeError(f"EEGFeatureExtractor takes no {_join(unknown)}.")
+        super().__init__(int(patch_size), int(sampling_rate), padding_value, **kwargs)
+        self.patch_size = int(patch_size)
         self.band = tuple(float(edge) for edge in band)
         self.notch_frequency = None if notch_frequency is None else float(notch_frequency)
         self.scale = float(scale)
@@ -1062,6 +1079,8 @@ def _open_array(item: _Item, unknown_channels: UnknownChannels) -> _Signal:
         raise ValueError(f"{source}: {len(ch_names)} channel names for {len(array)} rows.{transposed}")
     if not isinstance(rate, (int, float, np.number)) or not 0 < rate < float("inf"):
         raise ValueError(f"{source}: sampling_rate is a positive number of Hz, not {rate!r}.")
+    if rate < SLOWEST_HZ:
+        raise ValueError(f"{source}: {rate:g} Hz is too slow for EEG ({SLOWEST_HZ:g} Hz at least). Is it in kHz?")
     if array.shape[1] == 0:
         raise ValueError(f"{source} has no samples.")
     microvolts_per(unit)
@@ -1166,6 +1185,7 @@ def _find_flat_and_clipped(signal: _Signal, report: EEGReport) -> None:
     for kind, names in (("flat", report.flat), ("clipped", report.clipped)):
         if names:
             report.warnings.append(f"{kind} channels: {_join(names)}")
+            _warn(f"{signal.source}: {kind} channels: {_join(names)}")
 
 
 def _clipped_share(row: np.ndarray) -> float:
@@ -1192,17 +1212,21 @@ def _check_amplitude(data: np.ndarray, signal: _Signal, report: EEGReport, sampl
     for row in live:
         if not low <= amplitudes[row] <= high:
             report.warnings.append(f"{names[row]} has an implausible amplitude, {amplitudes[row]:.3g} uV")
+            _warn(f"{signal.source}: {report.warnings[-1]}")
 
 
 def _robust_amplitude(data: np.ndarray, samples_per_second: int) -> np.ndarray:
     """1.4826 x the median absolute deviation from the median, inside each second, so that slow drifts of unfiltered
-    data do not count; the median over seconds. (channels, samples) -> (channels,)."""
+    data do not count; the median over the seconds in which a channel is alive. (channels, samples) -> (channels,)."""
     seconds = data.shape[1] // samples_per_second
     if seconds == 0:
         return 1.4826 * np.median(np.abs(data - np.median(data, axis=1, keepdims=True)), axis=1)
     patches = data[:, : seconds * samples_per_second].reshape(len(data), seconds, samples_per_second)
     deviation = np.median(np.abs(patches - np.median(patches, axis=2, keepdims=True)), axis=2)
-    return 1.4826 * np.median(deviation, axis=1)
+    # a filter leaves a little ringing where a channel is dead: far below its own typical second is no signal
+    alive = deviation > 0.05 * np.quantile(deviation, 0.9, axis=1, keepdims=True)
+    medians = [np.median(row[kept]) if kept.any() else 0.0 for row, kept in zip(deviation, alive, strict=True)]
+    return 1.4826 * np.array(medians)
 
 
 def _unit_advice(amplitude: float) -> str:
@@ -1318,17 +1342,22 @@ CHAT_TEMPLATE = """\
     {%- endif -%}
     {%- set content = message['content'] -%}
     {%- set items = [{'type': 'text', 'text': content}] if content is string else content -%}
+    {%- set turn = namespace(asked=false) -%}
     {%- for item in items -%}
         {%- if item['type'] == 'eeg' and message['role'] == 'user' -%}
             {{- '<|eeg|>' -}}
         {%- elif item['type'] == 'text' and message['role'] == 'user' -%}
-            {{- '[SEP]' + item['text'] + ' Answer:' -}}
+            {{- (item['text'] if turn.asked else '[SEP]' + item['text']) -}}
+            {%- set turn.asked = true -%}
         {%- elif item['type'] == 'text' -%}
             {{- ' ' + item['text'] + ' ' + eos_token -}}
         {%- else -%}
             {{- raise_exception("no '" + item['type'] + "' content in a turn of role '" + message['role'] + "'.") -}}
         {%- endif -%}
     {%- endfor -%}
+    {%- if turn.asked and message['role'] == 'user' -%}
+        {{- ' Answer:' -}}
+    {%- endif -%}
 {%- endfor -%}
 """
 
@@ -1486,6 +1515,7 @@ class NeuroLMProcessor(ProcessorMixin):
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         inputs["input_values"] = inputs["input_values"].to(model.dtype)
         with torch.no_grad():
+            model = getattr(model, "vq", model)  # of the tokenizer with its adversary
             if hasattr(model, "get_eeg_codes"):
                 codes = model.get_eeg_codes(**inputs)
             elif hasattr(model, "encode"):
@@ -1543,7 +1573,8 @@ class NeuroLMProcessor(ProcessorMixin):
         for sample, one in enumerate(texts):
             count = one.count(EEG_TOKEN)
             offered = n_items - used if sizes is None else sizes[sample]
-            if count == 0 and offered > 0:
+            # an empty list of a nested `eeg`, or no EEG at all, says that a text stands alone
+            if count == 0 and n_items > 0 and (sizes is None or offered > 0):
                 one, count = EEG_TOKEN + one, 1
             if count > offered or (sizes is not None and count != offered):
                 raise ValueError(f"sample {sample}: its text has room for {count} recording(s), {offered} are given.")

@@ -38,7 +38,9 @@ def answer_probabilities(
     Returns:
         (windows, answers), each row sums to one; columns as in `task.classes`, rows in the order of the windows.
     """
-    texts = [task.prompt()] * (len(eeg) if isinstance(eeg, list) else 1)
+    # an adapter hands this on to the model that it wraps
+    model.warn_if_untuned()
+    texts = [task.prompt()] * (len(eeg) if isinstance(eeg, (list, tuple)) else 1)
     # a batch is padded on the left, so that all prompts end together and every answer can follow
     inputs = dict(processor(eeg=eeg, text=texts, padding_side="left", return_tensors="pt", **eeg_arguments))
     completions = [processor.tokenizer(task.completion(answer))["input_ids"] for answer in task.classes]

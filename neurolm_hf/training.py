@@ -45,6 +45,8 @@ class NeuroLMTrainer(Trainer):
     ) -> Any:
         """As the Trainer's; keeps the parts of the loss for the next log entry."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise ValueError(f"The loss of step {self.state.global_step + 1} is {float(loss)}; no weight has moved.")
         if model.training:
             for name in LOGGED_OUTPUTS:
                 if (value := outputs.get(name)) is not None:
@@ -83,6 +85,13 @@ class QuantizerScheduleCallback(TrainerCallback):
         self.warmup_steps = warmup_steps
         self.bypass = bypass
         self.revive_until = revive_until
+        self._own: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        config = kwargs["model"].config
+        self._own = {name: getattr(config, name) for name in ("quantizer_bypass", "dead_code_threshold")}
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -92,10 +101,11 @@ class QuantizerScheduleCallback(TrainerCallback):
         if state.global_step >= self.revive_until * state.max_steps:
             config.dead_code_threshold = 0.0
 
-    def on_train_end(
+    def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        kwargs["model"].config.quantizer_bypass = 0.0
+        # what is saved between two steps must not carry the schedule's state
+        kwargs["model"].config.update(self._own)
 
 
 class EEGCollator:
@@ -161,9 +171,39 @@ class InstructionCollator:
 
 
 def window_segment(feature_extractor: EEGFeatureExtractor, row: Row) -> EEGSegment:
-    """The patches of a row's prepared `signal` (channels, samples), whose `channels` are vocabulary names."""
+    """The patches of a row's prepared `signal` (channels, samples), whose `channels` are vocabulary names.
+
+    Raises:
+        ValueError: what `check_row` refuses.
+    """
+    check_row(feature_extractor, row)
     ids = np.array([_CHANNEL_IDS[name] for name in row["channels"]])
     return feature_extractor.to_segment(np.asarray(row["signal"], dtype=np.float32), ids)
+
+
+def check_row(feature_extractor: EEGFeatureExtractor, row: Row) -> None:
+    """Refuses a window that would spoil a training, by recording, second and channel.
+
+    Raises:
+        ValueError: prepared by another recipe, channels that are no vocabulary names or do not fit the signal, values
+            that are not finite.
+    """
+    where = f"{row.get('recording', 'a window')} at {float(row.get('start', 0.0)):g} s"
+    if row.get("recipe_id", feature_extractor.recipe_id) != feature_extractor.recipe_id:
+        raise ValueError(
+            f"{where}: prepared by recipe {row['recipe_id']}, but this feature extractor's is "
+            f"{feature_extractor.recipe_id}: prepare the recordings again, or load the extractor of that recipe."
+        )
+    signal, channels = np.asarray(row["signal"]), list(row["channels"])
+    if unknown := [name for name in channels if name not in _CHANNEL_IDS]:
+        raise ValueError(f"{where}: {', '.join(unknown)} are no names of the channel vocabulary.")
+    if len(signal) != len(channels):
+        raise ValueError(f"{where}: {len(signal)} rows of signal for {len(channels)} channels.")
+    finite = np.isfinite(signal)
+    if not finite.all():
+        row_index, sample = (int(index) for index in np.argwhere(~finite)[0])
+        second = float(row.get("start", 0.0)) + sample / feature_extractor.sampling_rate
+        raise ValueError(f"{where}: channel {channels[row_index]} is not finite at {second:g} s.")
 
 
 def drop_channels(row: Row, share: float) -> Row:
@@ -205,6 +245,8 @@ _CHANNEL_IDS = {name: index for index, name in enumerate(CHANNEL_VOCABULARY)}
 
 def _eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], texts: list[str]) -> dict[str, torch.Tensor]:
     """Model inputs of prepared windows, one a text; texts beyond the rows have no EEG."""
+    for row in rows:
+        check_row(processor.feature_extractor, row)
     without: list[list] = [[] for _ in texts[len(rows) :]]
     batch = processor(
         eeg=[[np.asarray(row["signal"], dtype=np.float32)] for row in rows] + without,

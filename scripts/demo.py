@@ -143,7 +143,7 @@ def main(arguments: DemoArguments) -> None:
         list(data.test[:]["signal"]),
         task,
         ch_names=[list(names) for names in data.test[:]["channels"]],
-        prepared_by=processor.feature_extractor.recipe_id,
+        prepared_by=data.test[0]["recipe_id"],
     )
     metrics = measure(probabilities, data, task, feature_extractor)
 

@@ -1095,3 +1095,55 @@ def test_a_processor_without_text(tmp_path):
     again = NeuroLMProcessor.from_pretrained(tmp_path)
     assert again.tokenizer is None
     assert again.feature_extractor.to_dict() == processor.feature_extractor.to_dict()
+
+
+def test_fewer_recordings_than_texts_raise(processor):
+    signal = np.random.default_rng(0).normal(scale=20, size=(2, 800))
+    given = {"ch_names": ["C3", "C4"], "sampling_rate": 200, "unit": "uV"}
+    processor.feature_extractor.do_filter = processor.feature_extractor.do_notch = False
+    with pytest.raises(ValueError, match="sample 1: its text has room for 1 recording"):
+        processor(eeg=signal, text=["a", "b"], **given)
+    batch = processor(eeg=[[signal], []], text=["a", "b"], return_tensors="pt", **given)
+    assert batch["eeg_attention_mask"].sum(1).tolist() == [8, 0]
+
+
+def test_a_half_dead_recording_is_not_taken_for_another_unit():
+    signal = np.random.default_rng(0).normal(scale=20, size=(2, 32 * 200))
+    signal[:, 8 * 200 :] = 0
+    batch = EEGFeatureExtractor(do_filter=False, do_notch=False)(
+        signal, ch_names=["C3", "C4"], sampling_rate=200, unit="uV"
+    )
+    assert 15 < batch.reports[0].amplitude["C3"] < 25
+
+
+def test_kilohertz_and_misspelt_options_raise():
+    signal = np.random.default_rng(0).normal(scale=20, size=(2, 2000))
+    with pytest.raises(ValueError, match="kHz"):
+        EEGFeatureExtractor()(signal, ch_names=["C3", "C4"], sampling_rate=0.25, unit="uV")
+    with pytest.raises(TypeError, match="notch"):
+        EEGFeatureExtractor(notch=60)
+
+
+def test_recipe_id_does_not_depend_on_the_kind_of_number():
+    assert EEGFeatureExtractor(sampling_rate=200.0, patch_size=200).recipe_id == EEGFeatureExtractor().recipe_id
+
+
+def test_chat_turn_of_several_texts_is_one_question(processor):
+    content = [
+        {"type": "text", "text": "Question: Compare "},
+        {"type": "eeg"},
+        {"type": "text", "text": " with "},
+        {"type": "eeg"},
+        {"type": "text", "text": "."},
+    ]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    assert prompt == "[SEP]Question: Compare <|eeg|> with <|eeg|>. Answer:"
+
+
+def test_chat_template_and_task_write_the_same_prompt(processor):
+    from neurolm_hf.tasks import load_task
+
+    task = load_task("Workload")
+    turns = [{"role": "user", "content": task.question}, {"role": "assistant", "content": "Yes"}]
+    assert processor.apply_chat_template(turns[:1], tokenize=False) == task.prompt()
+    assert processor.apply_chat_template(turns, tokenize=False) == task.training_text("Yes")

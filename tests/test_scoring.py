@@ -92,3 +92,10 @@ def test_training_mode_is_restored(model: NeuroLMForCausalLM, processor: NeuroLM
     answer_probabilities(model, processor, RECORDINGS, TASK, **arguments(processor))
     assert model.training
     model.eval()
+
+
+def test_an_untuned_model_warns(model: NeuroLMForCausalLM, processor: NeuroLMProcessor, monkeypatch) -> None:
+    said = []
+    monkeypatch.setattr("neurolm_hf.modeling_neurolm.logger.warning_once", said.append)
+    answer_probabilities(model, processor, tuple(RECORDINGS), TASK, **arguments(processor))
+    assert "never instruction-tuned" in said[0]

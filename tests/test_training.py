@@ -36,6 +36,7 @@ def row(channels: tuple[str, ...] = ("C3", "C4", "CZ"), seconds: int = 2, answer
     return {"signal": signal, "channels": list(channels), "answer": answer}
 
 
+HOLE = np.where(np.arange(1200).reshape(3, 400) == 450, np.nan, 0.5)
 ROWS = [
     row(),
     row(("FP1", "O2"), 3, "No", seed=1),
@@ -210,7 +211,60 @@ def test_quantizer_schedule(tmp_path: Any) -> None:
         callbacks=[CodebookCallback(), QuantizerScheduleCallback(warmup_steps=2, bypass=0.5, revive_until=0.8)],
     ).train()
     assert seen == [(1.0, 0.1, False), (1.0, 0.1, False), (0.5, 0.1, True), (0.5, 0.1, True), (0.5, 0.0, True)]
-    assert model.config.quantizer_bypass == 0.0
+    assert (model.config.quantizer_bypass, model.config.dead_code_threshold) == (0.0, 0.1)
+
+
+def test_quantizer_schedule_is_not_saved(tmp_path: Any) -> None:
+    model = NeuroLMVQModel(vq_config(num_channel_embeddings=256, quantizer_bypass=0.25))
+    NeuroLMTrainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1),
+        train_dataset=ROWS,
+        data_collator=EEGCollator(EEGFeatureExtractor()),
+        callbacks=[CodebookCallback(), QuantizerScheduleCallback(warmup_steps=1, bypass=0.5)],
+    ).train()
+    for step in (1, 2):
+        assert NeuroLMVQModel.from_pretrained(tmp_path / f"checkpoint-{step}").config.quantizer_bypass == 0.25
+
+
+def collators(processor: NeuroLMProcessor) -> list:
+    extractor = processor.feature_extractor
+    return [EEGCollator(extractor), PretrainingCollator(processor), InstructionCollator(processor, TASK)]
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"recipe_id": "deadbeef0000"}, "a.edf at 4 s: prepared by recipe deadbeef0000"),
+        ({"channels": ["C3", "Fp1", "CZ"]}, "a.edf at 4 s: Fp1"),
+        ({"channels": ["C3", "C4"]}, "3 rows of signal for 2 channels"),
+        (
+            {"signal": np.where(np.arange(1200).reshape(3, 400) == 450, np.nan, 0.5)},
+            r"channel C4 is not finite at 4\.25",
+        ),
+    ],
+)
+def test_a_spoilt_window_is_named(processor: NeuroLMProcessor, index: int, spoilt: dict, message: str) -> None:
+    bad = {**row(), "recording": "a.edf", "start": 4.0, **spoilt}
+    with pytest.raises(ValueError, match=message):
+        collators(processor)[index]([ROWS[0], bad])
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_weight_moves(tmp_path: Any, monkeypatch: Any) -> None:
+    model = NeuroLMVQModel(vq_config(num_channel_embeddings=256))
+    before = model.raw_decoder.embedding.weight.clone()
+    collate = EEGCollator(EEGFeatureExtractor())
+    trainer = NeuroLMTrainer(
+        model=model,
+        args=arguments(tmp_path),
+        train_dataset=ROWS,
+        data_collator=lambda rows: {**(batch := collate(rows)), "input_values": batch["input_values"] * float("inf")},
+        callbacks=[CodebookCallback()],
+    )
+    with pytest.raises(ValueError, match="step 1 is nan"):
+        trainer.train()
+    assert torch.equal(before, model.raw_decoder.embedding.weight)
 
 
 def test_instruction_tuning_lowers_the_loss_and_leaves_the_encoder(tmp_path: Any, processor: NeuroLMProcessor) -> None:
