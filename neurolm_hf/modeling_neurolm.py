@@ -1060,6 +1060,15 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         model.suppress_tokens(special + list(range(highest + 1, config.get_text_config().vocab_size)))
         return model
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers: the text rows only; the placeholder must stay among them."""
+        if new_num_tokens is not None and new_num_tokens <= self.config.eeg_token_id:
+            raise ValueError(
+                f"{new_num_tokens} text rows would leave out the EEG placeholder, which is row "
+                f"{self.config.eeg_token_id}: set `config.eeg_token_id` to a row that stays, or keep more."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
     def suppress_tokens(self, token_ids: list[int]) -> None:
         """Keeps generation from ever producing these text ids: the placeholder, reserved and unused rows."""
         self.generation_config.suppress_tokens = sorted({*token_ids, self.config.eeg_token_id})

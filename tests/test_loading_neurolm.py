@@ -321,3 +321,17 @@ def test_saved_config_names_what_a_loader_needs(model, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_neurolm.NeuroLMForCausalLM"
     assert config["eeg_config"]["codebook_size"] == vq_config().codebook_size
+
+
+def test_resizing_keeps_the_placeholder():
+    model = language_model()
+    with pytest.raises(ValueError, match="leave out the EEG placeholder"):
+        model.resize_token_embeddings(EEG_TOKEN_ID)
+
+
+def test_label_beyond_the_text_rows_and_placeholders_without_eeg_raise():
+    model, batch = language_model(), lm_batch(ROWS)
+    with pytest.raises(ValueError, match="there are 96 text rows"):
+        model(**batch, labels=torch.full_like(batch["input_ids"], 100))
+    with pytest.raises(ValueError, match="Sample 0 has EEG placeholders, but there are no"):
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])

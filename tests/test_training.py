@@ -240,7 +240,7 @@ def collators(processor: NeuroLMProcessor) -> list:
         ({"channels": ["C3", "Fp1", "CZ"]}, "a.edf at 4 s: Fp1"),
         ({"channels": ["C3", "C4"]}, "3 rows of signal for 2 channels"),
         (
-            {"signal": np.where(np.arange(1200).reshape(3, 400) == 450, np.nan, 0.5)},
+            {"signal": HOLE},
             r"channel C4 is not finite at 4\.25",
         ),
     ],
