@@ -388,7 +388,7 @@ def test_odd_flat_and_clipped_channels_are_reported():
     eeg[1] *= 1000
     eeg[2] = 3.0
     eeg[3] = np.clip(eeg[3], -15, 15)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="channels|amplitude") as said:
         report = make_extractor()(eeg, [*NAMES, "C4", "CZ"], 200, "uV").reports[0]
     for part in ("flat channels: C3", "clipped channels: C4", "FP2 has an implausible amplitude"):
         assert any(part in str(warning.message) for warning in said)
