@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""From raw EDF files to answers about people the model has never seen, on two CPU cores in a quarter of an hour.
+"""From raw EDF files to answers about people the model has never seen, on two CPU cores in a few minutes.
 
     recordings -> windows -> neural tokenizer -> autoregressive pre-training -> LoRA instruction tuning -> answers
 
