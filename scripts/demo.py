@@ -83,7 +83,7 @@ class DemoArguments:
         default=None, metadata={"help": "Folder of SubjectNN_1.edf and _2.edf files; without it the demo makes some."}
     )
     subjects: int = dataclasses.field(default=12, metadata={"help": "How many subjects to make recordings of."})
-    tokenizer_steps: int = dataclasses.field(default=400, metadata={"help": "Steps of neural tokenizer training."})
+    tokenizer_steps: int = dataclasses.field(default=600, metadata={"help": "Steps of neural tokenizer training."})
     pretraining_steps: int = dataclasses.field(default=120, metadata={"help": "Steps of autoregressive pre-training."})
     instruction_steps: int = dataclasses.field(default=240, metadata={"help": "Steps of LoRA instruction tuning."})
     batch_size: int = dataclasses.field(default=32, metadata={"help": "Windows a step."})
