@@ -46,7 +46,9 @@ class NeuroLMTrainer(Trainer):
         """As the Trainer's; keeps the parts of the loss for the next log entry."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if not torch.isfinite(loss):
-            raise ValueError(f"The loss of step {self.state.global_step + 1} is {loss.item()}; no weight has moved.")
+            raise ValueError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}; this step has moved no weight."
+            )
         if model.training:
             for name in LOGGED_OUTPUTS:
                 if (value := outputs.get(name)) is not None:
