@@ -12,7 +12,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .modeling_neurolm import IGNORE_INDEX, NeuroLMVQModel
-from .processing_neurolm import CHANNEL_VOCABULARY, EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
+from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
+from .reading_neurolm import CHANNEL_VOCABULARY
 from .tasks import Task
 
 

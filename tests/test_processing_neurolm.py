@@ -9,44 +9,29 @@ import shutil
 import subprocess
 import sys
 import types
-import warnings
-from pathlib import Path
 
 import mne
 import numpy as np
 import pytest
 import torch
+from recording_files import RECORDINGS, SHARED, make_eeg, needs_recordings, needs_shared, write_edf
 from safetensors.numpy import load_file
 
-from neurolm_hf import processing_neurolm
+from neurolm_hf import processing_neurolm, reading_neurolm
 from neurolm_hf.processing_neurolm import (
-    CHANNEL_VOCABULARY,
-    PAD_CHANNEL_ID,
     EEGBatch,
     EEGFeatureExtractor,
     NeuroLMProcessor,
     build_text_tokenizer,
-    microvolts_per,
-    read_recording,
-    resolve_channel,
-    resolve_montage,
     train_text_tokenizer,
 )
+from neurolm_hf.reading_neurolm import CHANNEL_VOCABULARY
 
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-RECORDINGS = SHARED / "recordings"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
-needs_recordings = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="needs ../shared/recordings")
 needs_gpt2 = pytest.mark.skipif(not (SHARED / "gpt2" / "encoder.json").is_file(), reason="needs ../shared/gpt2")
 
 QUESTION = "Question: Is this EEG segment of high workload?"
 NAMES = ["FP1", "FP2", "C3"]
-
-
-def make_eeg(channels=3, seconds=4.0, rate=200, seed=0):
-    """Noise of 20 microvolts, (channels, samples)."""
-    return np.random.default_rng(seed).normal(0, 20, (channels, round(seconds * rate)))
 
 
 def make_raw(seconds=4.0, rate=200, names=NAMES, kinds="eeg", seed=0):
@@ -67,252 +52,6 @@ def tokenizer():
 @pytest.fixture
 def processor(tokenizer):
     return NeuroLMProcessor(make_extractor(), copy.deepcopy(tokenizer))
-
-
-# Channel names ------------------------------------------------------------------------------------------------------
-
-
-def test_the_vocabulary_has_its_139_names_and_padding_at_136():
-    assert len(CHANNEL_VOCABULARY) == len(set(CHANNEL_VOCABULARY)) == 139
-    assert PAD_CHANNEL_ID == 136
-    assert CHANNEL_VOCABULARY[136] == "pad"
-
-
-@needs_shared
-def test_the_vocabulary_is_the_released_one():
-    assert list(CHANNEL_VOCABULARY) == json.loads((SHARED / "facts" / "channel_vocabulary.json").read_text())
-
-
-def test_every_name_of_the_vocabulary_is_itself_in_any_case():
-    for name in CHANNEL_VOCABULARY:
-        if name != "pad":
-            assert {resolve_channel(n) for n in (name, name.upper(), name.lower(), f"EEG {name}-REF")} == {name}
-            montage = resolve_montage([name])
-            assert (montage.names, montage.ids.tolist()) == ([name], [CHANNEL_VOCABULARY.index(name)])
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("Fc5.", "FC5"),
-        ("C5..", "C5"),
-        ("EEG Fp1", "FP1"),
-        ("POL Cz", "CZ"),
-        ("EEG FP1-REF", "FP1"),
-        ("eeg fp1-le", "FP1"),
-        ("EEG A1-REF", "A1"),
-        ("O2-AVG", "O2"),
-        ("Pz - AR", "PZ"),
-        ("EEG F4-M1", "F4"),
-        ("EEG C3-M2", "C3"),
-        ("T3-A2", "T3"),
-        ("ftt9H", "FTT9h"),
-        ("LM", "M1"),
-        ("T3", "T3"),
-        ("T4", "T4"),
-        ("T5", "T5"),
-        ("T6", "T6"),
-        ("EEG T5-REF", "T5"),
-        ("T7", "T7"),
-        ("Fp1 - F7", "FP1-F7"),
-        ("F7-T3", "F7-T7"),
-        ("T3-T5", "T7-P7"),
-        ("EEG T5-O1", "P7-O1"),
-        ("F8-T4", "F8-T8"),
-        ("T4-T6", "T8-P8"),
-        ("T6 - O2", "P8-O2"),
-        ("FP1\u2013F3", "FP1-F3"),
-        ("F3-CZ", None),
-        ("F7-FP1", None),
-        ("FP1-F7-F3", None),
-        ("A2-A1", None),
-        ("EEG A2-A1", None),
-        ("ECG", None),
-        ("pad", None),
-        ("PAD", None),
-        ("", None),
-    ],
-)
-def test_names_are_resolved(name, expected):
-    assert resolve_channel(name) == expected
-
-
-NON_EEG = """ECG|ECG ECG|EEG EKG1-REF|EKG|EOG|EOG E1-M2|VEOG|HEOG|VEO|HEO|EOG left|EMG chin|EMG-REF|RESP
-Resp oro-nasal|STATUS|STI 014|STI014|Trigger|DIG DTRIG|PHOTIC-REF|Photic|Event|EDF Annotations|BDF Annotations|SpO2
-SaO2|DC1|IBI|BURSTS|EEG LOC-REF|EEG ROC-REF|Pulse|EEG A2-A1|M1-M2"""
-
-
-@pytest.mark.parametrize("name", NON_EEG.replace("\n", "|").split("|"))
-def test_what_is_no_eeg_is_left_out_and_reported(name):
-    montage = resolve_montage(["CZ", name])
-    assert montage.names == ["CZ"]
-    assert [channel.original for channel in montage.dropped] == [name]
-    assert "not EEG" in montage.dropped[0].reason or "reference" in montage.dropped[0].reason
-
-
-def test_a_montage_keeps_rows_and_ids_together():
-    montage = resolve_montage(["ECG", "EEG Cz", "bogus", "EEG T3"], unknown_channels="drop")
-    assert montage.rows == [1, 3]
-    assert montage.names == ["CZ", "T3"]
-    assert montage.ids.tolist() == [CHANNEL_VOCABULARY.index("CZ"), CHANNEL_VOCABULARY.index("T3")]
-    assert [(c.original, c.reason) for c in montage.dropped][1] == ("bogus", "unknown name")
-
-
-def test_unknown_names_raise_with_the_closest_names():
-    with pytest.raises(ValueError, match=r"sub.edf: 2 channel.*'CP 6' \(close to CP6.*'Q1'.*unknown_channels='drop'"):
-        resolve_montage(["CZ", "CP 6", "Q1"], source="sub.edf")
-    with pytest.raises(ValueError, match="'pad' is reserved"):
-        resolve_montage(["CZ", "pad"])
-    with pytest.raises(ValueError, match="MNE adds -0"):
-        resolve_montage(["T8-P8-0", "T8-P8-1"])
-    with pytest.raises(ValueError, match="not 'ignore'"):
-        resolve_montage(["CZ"], unknown_channels="ignore")
-    with pytest.raises(TypeError, match="row 1 has 7"):
-        resolve_montage(["CZ", 7])
-
-
-def test_two_rows_of_one_name_raise_naming_both():
-    with pytest.raises(ValueError, match=r"'EEG Fp1' \(row 0\) and 'FP1-REF' \(row 2\) are both channel FP1"):
-        resolve_montage(["EEG Fp1", "CZ", "FP1-REF"])
-
-
-def test_a_montage_without_eeg_raises():
-    with pytest.raises(ValueError, match=r"no EEG channel is left .*'ECG'"):
-        resolve_montage(["ECG", "EMG"])
-
-
-def test_biosemi_labels_are_not_taken_for_ear_lobes_or_central_electrodes():
-    names = ["A1", "A2", "A3", "A4", "A5", "C3"]
-    with pytest.raises(ValueError, match="BioSemi labels"):
-        resolve_montage(names)
-    assert resolve_montage([*names, "FZ"], unknown_channels="drop").names == ["FZ"]
-
-
-# Units --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("unit", "factor"),
-    [
-        *(("V", 1e6), ("v", 1e6), ("volts", 1e6), ("mV", 1e3), ("millivolt", 1e3), ("uV", 1), ("UV", 1), ("µV", 1)),
-        *(("μV", 1), ("microvolts", 1), ("nV", 1e-3), ("0.1mV", 100), ("0.1 mV", 100), ("1e-7 V", 0.1), ("10 uV", 10)),
-    ],
-)
-def test_units(unit, factor):
-    assert microvolts_per(unit) == pytest.approx(factor, rel=1e-12)
-
-
-@pytest.mark.parametrize("unit", ["", "A", "kV", "0 mV", "n/a", "uA", "u", "-1 V"])
-def test_unknown_units_raise(unit):
-    with pytest.raises(ValueError, match="is unknown: use 'V'"):
-        microvolts_per(unit)
-
-
-def test_a_unit_is_a_string():
-    with pytest.raises(TypeError, match="not 1000"):
-        microvolts_per(1000)
-
-
-# Files --------------------------------------------------------------------------------------------------------------
-
-
-def test_bad_paths_raise(tmp_path):
-    with pytest.raises(ValueError, match=r"gone.edf: there is no such file"):
-        read_recording(tmp_path / "gone.edf")
-    with pytest.raises(ValueError, match="is a folder"):
-        read_recording(tmp_path)
-    text = tmp_path / "notes.edf"
-    text.write_text("these are my notes\n" * 100)
-    with pytest.raises(ValueError, match=r"notes.edf is not a valid EDF file"):
-        read_recording(text)
-    empty = tmp_path / "empty.bdf"
-    empty.touch()
-    with pytest.raises(ValueError, match=r"empty.bdf is not a valid BDF file"):
-        read_recording(empty)
-    other = tmp_path / "table.fif"
-    other.write_text("1,2,3")
-    with pytest.raises(ValueError, match=r"table.fif cannot be read as EEG"):
-        read_recording(other)
-
-
-def write_edf(path, names=("EEG Fp1", "EEG Fp2"), seconds=4, rate=100, unit="uV", records=None, scale=1.0):
-    """An EDF file from its definition, one record a second, of 20 microvolts of noise times `scale`."""
-    n = len(names)
-
-    def fields(values, width):
-        return b"".join(str(value).ljust(width)[:width].encode("latin1") for value in values)
-
-    head = fields(["0"], 8) + fields(["X X X X", "Startdate X X X X"], 80) + b"01.01.2000.00.00"
-    head += fields([256 * (n + 1)], 8) + fields([""], 44) + fields([seconds if records is None else records, 1], 8)
-    head += fields([n], 4) + fields(names, 16) + fields([""] * n, 80) + fields([unit] * n, 8)
-    for value in (-3276.8, 3276.7, -32768, 32767):
-        head += fields([value] * n, 8)
-    head += fields([""] * n, 80) + fields([rate] * n, 8) + fields([""] * n, 32)
-    data = np.round(make_eeg(n, seconds, rate) * 10 * scale).astype("<i2").reshape(n, seconds, rate)
-    path.write_bytes(head + data.transpose(1, 0, 2).tobytes())
-    return path
-
-
-def test_edf_size_is_checked_against_the_header(tmp_path):
-    good = write_edf(tmp_path / "good.edf")
-    assert read_recording(good).get_data().shape == (2, 400)
-
-    content, record = good.read_bytes(), 2 * 100 * 2
-    bad = tmp_path / "bad.edf"
-    bad.write_bytes(content[:-record])
-    with pytest.raises(ValueError, match=f"bad.edf is cut short: {record} bytes fewer"):
-        read_recording(bad)
-    bad.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="cut short: 1 bytes fewer"):
-        read_recording(bad)
-    bad.write_bytes(content + bytes(record))
-    with pytest.raises(ValueError, match=f"damaged: {record} bytes more"):
-        read_recording(bad)
-    bad.write_bytes(content + b"\n")
-    with pytest.warns(UserWarning, match="1 stray byte"):
-        assert read_recording(bad).n_times == 400
-    with pytest.warns(UserWarning, match="1 stray byte"):
-        prepared = make_extractor().prepare(bad)[0]
-    assert any("stray" in warning for warning in prepared.report.warnings)
-    bad.write_bytes(content.replace(b"\n", b"\r\n"))
-    assert 0 < bad.stat().st_size - len(content) < record, "few enough to pass for stray bytes"
-    with pytest.raises(ValueError, match="line ends"):
-        read_recording(bad)
-    with pytest.raises(ValueError, match="0 data records"):
-        read_recording(write_edf(bad, seconds=0))
-    # -1 marks a recording that was never closed
-    assert read_recording(write_edf(bad, records=-1)).n_times == 400
-
-
-@needs_recordings
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("S001R04_crlf.edf", "damaged: 10853 bytes more.*line ends"),
-        ("Subject33_1_damaged.edf", "cut short: 98436 bytes fewer"),
-        ("bids_pullstand_header_shifted.edf", "not a valid EDF file"),
-        ("mne_old_test_raw_truncated.fif", "cannot be read as EEG"),
-    ],
-)
-def test_damaged_recordings_raise(name, message):
-    with pytest.raises(ValueError, match=f"(?s){name}.*{message}"):
-        make_extractor()(RECORDINGS / "malformed" / name)
-
-
-@needs_recordings
-def test_good_recordings_of_other_projects_are_read():
-    suffixes = {".edf", ".bdf", ".vhdr", ".raw", ".data"}
-    folders = ("mne_python_io", "pyedflib", "edf_jl", "bdf_jl", "mne_bids_tiny")
-    paths = [p for folder in folders for p in sorted((RECORDINGS / folder).rglob("*")) if p.suffix in suffixes]
-    assert len(paths) > 20
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for path in paths:
-            assert read_recording(path).n_times > 0
-    said = [str(one.message) for one in caught if one.category is UserWarning]
-    assert sum("1 stray byte" in message for message in said) == 1
-    assert sum("discontinuous" in message for message in said) == 1
-    assert len(said) == 2
 
 
 # The recipe ---------------------------------------------------------------------------------------------------------
@@ -492,7 +231,8 @@ def test_average_reference():
 
 
 def test_without_mne_only_what_needs_it_fails(monkeypatch):
-    monkeypatch.setattr(processing_neurolm, "mne", None)
+    for module in (reading_neurolm, processing_neurolm):
+        monkeypatch.setattr(module, "mne", None)
     assert len(make_extractor()(make_eeg(), NAMES, 200, "uV").windows) == 1
     for call in (
         lambda: EEGFeatureExtractor()(make_eeg(), NAMES, 200, "uV"),
