@@ -2,7 +2,8 @@
 """From a raw EEG recording to the inputs of NeuroLM, in the order of the data.
 
 1. What was done to a recording: `EEGReport`; what the model reads: `EEGSegment`, `EEGBatch`.
-2. `EEGFeatureExtractor`: the saved recipe, applied to whole recordings, then cut into windows and patches.
+2. `EEGFeatureExtractor`: the saved recipe, applied to whole recordings (`PreparedEEG`, computed where it is read),
+   then cut into windows and patches.
 3. `build_text_tokenizer`, `train_text_tokenizer`: a text tokenizer with the three tokens NeuroLM needs.
 4. `NeuroLMProcessor`: EEG and text in one sequence.
 
@@ -14,8 +15,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,19 @@ from transformers.processing_utils import AudioKwargs, ProcessingKwargs, Process
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from .filtering_neurolm import IN_MEMORY_BYTES, BlockFilter, ReadSamples, filter_length
 from .reading_neurolm import (
     MICROVOLTS_PER_UNIT,
     PAD_CHANNEL_ID,
     Montage,
     PathOrStr,
     UnknownChannels,
+    excluded_rows,
     join_words,
     microvolts_per,
     mne,
     open_recording,
-    require_mne,
+    read_samples,
     resolve_montage,
 )
 
@@ -57,7 +60,9 @@ class EEGReport:
         kept: (name found, vocabulary name) of the channels used, in order; `renamed` are those that differ.
         dropped: (name found, reason).
         steps_applied: in order; steps_skipped: (step, reason).
-        amplitude: robust amplitude in microvolts by vocabulary name.
+        amplitude: robust amplitude in microvolts by vocabulary name, after filtering.
+        amplitude_seconds: how much of the recording it was measured on: all, or of a long one 16 stretches spread
+            evenly.
         flat, clipped: vocabulary names of channels without signal, and at the rails of their range.
         seconds_used, seconds_left_over: part of the recording covered by windows, and the rest.
         warnings: everything else worth a look.
@@ -71,6 +76,7 @@ class EEGReport:
     steps_applied: list[str] = field(default_factory=list)
     steps_skipped: list[tuple[str, str]] = field(default_factory=list)
     amplitude: dict[str, float] = field(default_factory=dict)
+    amplitude_seconds: float = 0.0
     flat: list[str] = field(default_factory=list)
     clipped: list[str] = field(default_factory=list)
     seconds_used: float = 0.0
@@ -91,6 +97,7 @@ class EEGReport:
         if self.amplitude:
             median = float(np.median(list(self.amplitude.values())))
             amplitude = f"median {median:.3g} uV ({join_words(f'{n} {a:.3g}' for n, a in self.amplitude.items())})"
+            amplitude += f" over {self.amplitude_seconds:g} s"
         lines = {
             "channels": f"{len(self.kept)} kept: {join_words(name for _, name in self.kept)}",
             "renamed": join_words(f"{original} -> {name}" for original, name in self.renamed),
@@ -121,20 +128,60 @@ class EEGWindow:
 
 @dataclass
 class PreparedEEG:
-    """A whole recording after the recipe, not yet cut.
+    """A whole recording after the recipe, not yet cut. Its samples are computed where they are read: a long recording
+    takes no more memory than a short one.
 
     Fields:
-        values: float32 (channels, samples) at the recipe's sampling rate, divided by the recipe's scale.
         ch_names, channel_ids: vocabulary names, and ids int64 (channels,).
         report: its report; the seconds are filled in when it is cut.
+        n_samples: at the recipe's sampling rate.
+        samples: (start, stop) -> float32 (channels, stop - start); call `read`, which checks its arguments.
         item: index of the thing passed that it comes from (an Epochs object gives several recordings).
+        annotations: (onset, duration, description) of a file's or MNE object's annotations, in seconds from the first
+            sample.
     """
 
-    values: np.ndarray
     ch_names: list[str]
     channel_ids: np.ndarray
     report: EEGReport
+    n_samples: int
+    samples: Callable[[int, int], np.ndarray]
     item: int = 0
+    annotations: list[tuple[float, float, str]] = field(default_factory=list)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Samples `start` to `stop`, float32 (channels, stop - start), divided by the recipe's scale. Neighbouring
+        reads share what is computed.
+
+        Raises:
+            ValueError: there are no such samples, or the file is damaged there.
+        """
+        if not 0 <= start < stop <= self.n_samples:
+            raise ValueError(f"{self.report.source}: samples {start} to {stop} are not within 0 to {self.n_samples}.")
+        return self.samples(start, stop)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The whole recording, float32 (channels, samples), computed anew each time."""
+        return self.read(0, self.n_samples)
+
+    def pick(self, names: Sequence[str]) -> "PreparedEEG":
+        """The same recording with these channels, in this order.
+
+        Raises:
+            ValueError: it has no channel of such a name.
+        """
+        if missing := [name for name in names if name not in self.ch_names]:
+            raise ValueError(
+                f"{self.report.source} has no channel {join_words(missing)}. It has {join_words(self.ch_names)}."
+            )
+        rows = [self.ch_names.index(name) for name in names]
+        return replace(
+            self,
+            ch_names=list(names),
+            channel_ids=self.channel_ids[rows],
+            samples=lambda start, stop: self.samples(start, stop)[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -197,11 +244,14 @@ class EEGBatch(BatchFeature):
 # mistaken by factors of 1000, which lead from the usual amplitudes to below 0.15 or above 3000.
 PLAUSIBLE_MICROVOLTS = (0.5, 1000.0)
 _TYPICAL_MICROVOLTS = 20.0
-# A channel is flat if one value fills this share of its samples, clipped if it stays at its extremes for that share.
+# A channel is clipped if it stays at its extremes for this share of its samples, flat if one value fills that share.
+_CLIPPED_SHARE = 0.01
 _FLAT_SHARE = 0.9
+# Stretches of a long recording on which its amplitude is measured, and values that are looked at at once.
+_MEASURED_BLOCKS = 16
+_CHECKED_VALUES = 2**22
 # Below this rate not even the alpha rhythm is left.
 SLOWEST_HZ = 50.0
-_CLIPPED_SHARE = 0.01
 # Room that MNE's notch needs between its frequency and Nyquist (Hz).
 _NOTCH_MARGIN = 1.0
 
@@ -224,18 +274,23 @@ class _Item:
 
 @dataclass
 class _Signal:
-    """One recording's kept channels before the recipe: float64 (channels, samples) in `unit`."""
+    """One recording's kept channels before the recipe; `read` gives microvolts. `unit` is what they came in."""
 
-    data: np.ndarray
+    read: ReadSamples
+    n_samples: int
     montage: Montage
     sampling_rate: float
     unit: str
     source: str
     item: int
-    # (onset, duration, description) in seconds, where separately recorded parts meet: filters stop there.
-    boundaries: list[tuple[float, float, str]] = field(default_factory=list)
+    annotations: list[tuple[float, float, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     is_epoch: bool = False
+
+    @property
+    def boundaries(self) -> list[tuple[float, float, str]]:
+        """The joints of a concatenated or paused recording: filters stop there."""
+        return [one for one in self.annotations if one[2].lower().startswith(("edge", "bad_acq_skip"))]
 
 
 # What transformers writes into a saved extractor beside its own arguments.
@@ -309,6 +364,8 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
             raise TypeError(f"EEGFeatureExtractor takes no {join_words(unknown)}.")
         super().__init__(int(patch_size), int(sampling_rate), padding_value, **kwargs)
         self.patch_size = int(patch_size)
+        if not isinstance(band, Sequence):
+            raise ValueError(f"band is (low, high) in Hz, not {band!r}. For no band-pass pass do_filter=False.")
         self.band = tuple(float(edge) for edge in band)
         self.notch_frequency = None if notch_frequency is None else float(notch_frequency)
         self.scale = float(scale)
@@ -447,19 +504,19 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: shorter than a second, more channels than `max_tokens`, or a window beyond the token budget.
         """
-        source, n_samples = prepared.report.source, prepared.values.shape[1]
+        source, n_samples = prepared.report.source, prepared.n_samples
         length = self.window_length(len(prepared.ch_names), source) * self.patch_size
         if n_samples < self.patch_size:
             raise ValueError(f"{source}: {n_samples / self.sampling_rate:.3g} s is less than one second of EEG.")
         length = min(length, n_samples // self.patch_size * self.patch_size)
         stride = length if self.stride_seconds is None else round(self.stride_seconds * self.sampling_rate)
-        starts = range(0, n_samples - length + 1, stride)
+        starts = window_starts(n_samples, length, stride)
         covered = starts[-1] + length - max(0, stride - length) * (len(starts) - 1)
         prepared.report.seconds_used = covered / self.sampling_rate
         prepared.report.seconds_left_over = (n_samples - covered) / self.sampling_rate
         return [
             self.to_segment(
-                prepared.values[:, start : start + length], prepared.channel_ids, recording, start / self.sampling_rate
+                prepared.read(start, start + length), prepared.channel_ids, recording, start / self.sampling_rate
             )
             for start in starts
         ]
@@ -546,52 +603,39 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"prepared data are scaled already: leave unit={unit!r} out.")
 
     def _as_prepared(self, signal: _Signal) -> PreparedEEG:
-        _check_finite(signal)
-        report = EEGReport(signal.source, "prepared", signal.sampling_rate)
-        report.kept = [(channel.original, channel.name) for channel in signal.montage.kept]
-        report.dropped = [(channel.original, channel.reason) for channel in signal.montage.dropped]
+        report = _new_report(signal)
+        report.unit = "prepared"
+        _check_finite(signal, _check_input(signal))
         report.steps_skipped = [("all steps", f"the data are prepared by recipe {self.recipe_id}")]
-        return self._pack(signal, signal.data, report)
+        return _pack(signal, report, signal.n_samples, partial(_finish, signal.read, False, 1.0))
 
     def _prepare_one(self, signal: _Signal) -> PreparedEEG:
-        report = EEGReport(signal.source, signal.unit, signal.sampling_rate, warnings=list(signal.notes))
-        report.kept = [(channel.original, channel.name) for channel in signal.montage.kept]
-        report.dropped = [(channel.original, channel.reason) for channel in signal.montage.dropped]
-        seconds = signal.data.shape[1] / signal.sampling_rate
+        report = _new_report(signal)
+        seconds = signal.n_samples / signal.sampling_rate
         if seconds < 1:
             raise ValueError(f"{signal.source}: {seconds:.3g} s is less than one second of EEG.")
-        _check_finite(signal)
-        _find_flat_and_clipped(signal, report)
-        data = self._filter(signal.data * microvolts_per(signal.unit), signal, report)
-        data = self._rereference(data, report)
-        _check_amplitude(data, signal, report, self.patch_size)
-        if self.do_rescale:
-            data = data / self.scale
+        checks = _check_input(signal)
+        _check_finite(signal, checks)
+        _note_flat_and_clipped(signal, checks, report)
+        filtered = self._filter(signal, report)
+        average = self._plan_reference(report)
+        _check_amplitude(filtered, average, signal, report, self.patch_size)
         reason = None if self.do_rescale else "switched off (do_rescale=False)"
         _note_step(report, f"divide by {self.scale:g} uV", reason)
-        return self._pack(signal, data, report)
+        scale = self.scale if self.do_rescale else 1.0
+        return _pack(signal, report, filtered.n_out, partial(_finish, filtered.read, average, scale))
 
-    def _pack(self, signal: _Signal, data: np.ndarray, report: EEGReport) -> PreparedEEG:
-        values = np.ascontiguousarray(data, dtype=np.float32)
-        return PreparedEEG(values, signal.montage.names, signal.montage.ids, report, signal.item)
-
-    def _filter(self, data: np.ndarray, signal: _Signal, report: EEGReport) -> np.ndarray:
-        """Band-pass, notch, resample, in this order and on the whole recording."""
+    def _filter(self, signal: _Signal, report: EEGReport) -> BlockFilter:
+        """Band-pass, notch, resample, in this order and as of the whole recording."""
         rate = signal.sampling_rate
         low, high = self._plan_band(rate, report)
         notch = self._plan_notch(rate, report)
-        resample = self._plan_resample(signal, report)
-        if low is None and high is None and notch is None and not resample:
-            return data
-        raw = _as_raw_array(data, signal)
+        self._plan_resample(signal, report)
         if low is not None or high is not None:
             _warn_if_short(signal, low, high, report)
-            raw.filter(low, high, verbose="ERROR")
-        if notch is not None:
-            raw.notch_filter(notch, verbose="ERROR")
-        if resample:
-            raw.resample(self.sampling_rate, verbose="ERROR")
-        return raw.get_data()
+        return BlockFilter(
+            signal.read, signal.n_samples, rate, low, high, notch, self.sampling_rate, signal.boundaries
+        )
 
     def _plan_band(self, rate: float, report: EEGReport) -> tuple[float | None, float | None]:
         edges: list[float | None] = []
@@ -613,25 +657,30 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         _note_step(report, f"notch {self.notch_frequency:g} Hz", reason)
         return self.notch_frequency if reason is None else None
 
-    def _plan_resample(self, signal: _Signal, report: EEGReport) -> bool:
+    def _plan_resample(self, signal: _Signal, report: EEGReport) -> None:
         rate, step = signal.sampling_rate, f"resample to {self.sampling_rate} Hz"
-        if rate == self.sampling_rate:
-            _note_step(report, step, "already there")
-            return False
-        if not self.do_resample:
+        if rate != self.sampling_rate and not self.do_resample:
             raise ValueError(
                 f"{signal.source} is at {rate:g} Hz and do_resample is off, but patches are seconds at "
                 f"{self.sampling_rate} Hz: resample it, or switch do_resample on."
             )
-        _note_step(report, step, None)
-        return True
+        _note_step(report, step, "already there" if rate == self.sampling_rate else None)
 
-    def _rereference(self, data: np.ndarray, report: EEGReport) -> np.ndarray:
+    def _plan_reference(self, report: EEGReport) -> bool:
         if self.reference is None:
-            return data
-        bipolar = any("-" in name for _, name in report.kept)
-        _note_step(report, "average reference", "the montage has bipolar pairs" if bipolar else None)
-        return data if bipolar else data - data.mean(axis=0)
+            return False
+        reason = None
+        if any("-" in name for _, name in report.kept):
+            reason = "the montage has bipolar pairs"
+        elif len(report.kept) == 1:
+            reason = "there is one channel only, nothing would be left of it"
+        _note_step(report, "average reference", reason)
+        return reason is None
+
+
+def window_starts(n_samples: int, length: int, stride: int) -> range:
+    """First samples of the windows of `length` that lie in a recording of `n_samples`, `stride` apart."""
+    return range(0, n_samples - length + 1, stride)
 
 
 def _items(recordings: list[Any], ch_names: Any, sampling_rate: Any, unit: Any) -> list[_Item]:
@@ -701,7 +750,7 @@ def _open_array(item: _Item, unknown_channels: UnknownChannels) -> _Signal:
             f"{source}: an array says nothing about itself, pass {missing} too, e.g. ch_names=['FP1', 'FP2'], "
             "sampling_rate=500, unit='uV'."
         )
-    array = np.asarray(item.eeg)
+    array = _as_numpy(item.eeg)
     if array.ndim != 2:
         raise ValueError(f"{source}: an EEG array is (channels, samples), not {array.shape}. Pass several as a list.")
     if array.dtype.kind not in "fiu":
@@ -717,43 +766,92 @@ def _open_array(item: _Item, unknown_channels: UnknownChannels) -> _Signal:
         raise ValueError(f"{source} has no samples.")
     microvolts_per(unit)
     montage = resolve_montage(list(ch_names), None, unknown_channels, source)
-    data = array[montage.rows].astype(np.float64)
-    return _Signal(data, montage, float(rate), unit, source, item.index)
+    data = array[montage.rows].astype(np.float64) * microvolts_per(unit)
+    return _Signal(_reader(data), data.shape[1], montage, float(rate), unit, source, item.index)
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        # NumPy has no bfloat16
+        array = array.float() if array.dtype == torch.bfloat16 else array
+    return np.asarray(array)
+
+
+def _reader(data: np.ndarray) -> ReadSamples:
+    return lambda start, stop: data[:, start:stop]
 
 
 def _open_mne(item: _Item, eeg: Any, unknown_channels: UnknownChannels, notes: list[str]) -> list[_Signal]:
     """The recordings of an `mne.io.Raw` or `mne.Epochs`. `item` says which unit, MNE's volts where it says none."""
     source, unit, rate = item.source, item.unit or "V", float(eeg.info["sfreq"])
-    microvolts_per(unit)
-    excluded = {row: f"MNE channel type {kind!r}" for row, kind in enumerate(eeg.get_channel_types()) if kind != "eeg"}
-    for row, name in enumerate(eeg.ch_names):
-        if name in eeg.info["bads"]:
-            excluded.setdefault(row, "marked bad in info['bads']")
-    montage = resolve_montage(eeg.ch_names, excluded, unknown_channels, source)
-    data = eeg.get_data(picks=montage.rows, verbose="ERROR")
-    if data.size == 0:
-        raise ValueError(f"{source} has no samples.")
-    if data.ndim == 3:
+    factor = microvolts_per(unit)
+    montage = resolve_montage(eeg.ch_names, excluded_rows(eeg), unknown_channels, source)
+    if isinstance(eeg, mne.BaseEpochs):
+        data = eeg.get_data(picks=montage.rows, verbose="ERROR") * factor
+        if data.size == 0:
+            raise ValueError(f"{source} has no samples.")
         return [
-            _Signal(epoch, montage, rate, unit, f"{source}, epoch {number}", item.index, is_epoch=True)
+            _Signal(
+                _reader(epoch),
+                data.shape[2],
+                montage,
+                rate,
+                unit,
+                f"{source}, epoch {number}",
+                item.index,
+                is_epoch=True,
+            )
             for number, epoch in enumerate(data)
         ]
-    boundaries = _boundaries(eeg)
-    if boundaries:
-        joints = join_words(f"{onset:.1f} s" for onset, _, _ in boundaries)
-        notes = [*notes, f"separately recorded parts meet at {joints}: filtered apart, but windows may span them"]
-    return [_Signal(data, montage, rate, unit, source, item.index, boundaries, notes)]
+    n_samples = eeg.n_times
+    if n_samples == 0:
+        raise ValueError(f"{source} has no samples.")
+
+    read: ReadSamples = partial(_read_microvolts, eeg, montage.rows, source, factor)
+    if 8 * n_samples * len(montage.rows) <= IN_MEMORY_BYTES:
+        read = _reader(read(0, n_samples))
+    signal = _Signal(read, n_samples, montage, rate, unit, source, item.index, _annotations(eeg), notes)
+    if signal.boundaries:
+        joints = join_words(f"{onset:.1f} s" for onset, _, _ in signal.boundaries)
+        signal.notes = [
+            *notes,
+            f"separately recorded parts meet at {joints}: filtered apart, but windows may span them",
+        ]
+    return [signal]
 
 
-def _boundaries(raw: Any) -> list[tuple[float, float, str]]:
-    """(onset, duration, description) of the joints of a concatenated or paused recording, in seconds of its data."""
-    annotations = raw.annotations
-    parts = zip(annotations.onset, annotations.duration, annotations.description, strict=True)
-    return [
-        (float(onset - raw.first_time), float(duration), str(description))
-        for onset, duration, description in parts
-        if str(description).lower().startswith(("edge", "bad_acq_skip"))
-    ]
+def _read_microvolts(raw: Any, rows: list[int], source: str, factor: float, start: int, stop: int) -> np.ndarray:
+    return read_samples(raw, rows, start, stop, source) * factor
+
+
+def _annotations(raw: Any) -> list[tuple[float, float, str]]:
+    """(onset, duration, description) in seconds from the first sample."""
+    parts = zip(raw.annotations.onset, raw.annotations.duration, raw.annotations.description, strict=True)
+    return [(float(onset - raw.first_time), float(duration), str(text)) for onset, duration, text in parts]
+
+
+def _new_report(signal: _Signal) -> EEGReport:
+    report = EEGReport(signal.source, signal.unit, signal.sampling_rate, warnings=list(signal.notes))
+    report.kept = [(channel.original, channel.name) for channel in signal.montage.kept]
+    report.dropped = [(channel.original, channel.reason) for channel in signal.montage.dropped]
+    return report
+
+
+def _pack(
+    signal: _Signal, report: EEGReport, n_samples: int, samples: Callable[[int, int], np.ndarray]
+) -> PreparedEEG:
+    montage = signal.montage
+    return PreparedEEG(montage.names, montage.ids, report, n_samples, samples, signal.item, signal.annotations)
+
+
+def _finish(read: ReadSamples, average: bool, scale: float, start: int, stop: int) -> np.ndarray:
+    """Filtered microvolts to what the model reads, float32 (channels, stop - start)."""
+    return (_rereference(read(start, stop), average) / scale).astype(np.float32)
+
+
+def _rereference(data: np.ndarray, average: bool) -> np.ndarray:
+    return data - data.mean(axis=0) if average else data
 
 
 def _warn(message: str) -> None:
@@ -767,19 +865,9 @@ def _note_step(report: EEGReport, step: str, reason: str | None) -> None:
         report.steps_skipped.append((step, reason))
 
 
-def _as_raw_array(data: np.ndarray, signal: _Signal) -> Any:
-    require_mne("Filtering and resampling EEG")
-    info = mne.create_info(signal.montage.names, signal.sampling_rate, "eeg", verbose="ERROR")
-    raw = mne.io.RawArray(data, info, verbose="ERROR")
-    if signal.boundaries:
-        onsets, durations, descriptions = zip(*signal.boundaries, strict=True)
-        raw.set_annotations(mne.Annotations(onsets, durations, descriptions), verbose="ERROR")
-    return raw
-
-
 def _warn_if_short(signal: _Signal, low: float | None, high: float | None, report: EEGReport) -> None:
-    rate, n_samples = signal.sampling_rate, signal.data.shape[1]
-    length = len(mne.filter.create_filter(None, rate, low, high, verbose="ERROR"))
+    rate, n_samples = signal.sampling_rate, signal.n_samples
+    length = filter_length(rate, low, high)
     if n_samples >= length:
         return
     message = (
@@ -792,46 +880,125 @@ def _warn_if_short(signal: _Signal, low: float | None, high: float | None, repor
         _warn(message)
 
 
-def _check_finite(signal: _Signal) -> None:
-    bad = ~np.isfinite(signal.data)
-    if not bad.any():
+class _InputChecks:
+    """What is wrong with samples, found in one pass over blocks of them.
+
+    Attributes, all (channels,):
+        n_bad, first_bad: NaN or infinite samples, and the index of the first.
+        flat: one value fills 90 % of the samples (of a long recording that is so in parts, 80 % may do).
+        clipped: it stays at its lowest or highest value from one sample to the next in 1 % of the samples.
+    """
+
+    def __init__(self, n_channels: int):
+        self.n_seen = 0
+        self.n_bad = np.zeros(n_channels, dtype=np.int64)
+        self.first_bad = np.zeros(n_channels, dtype=np.int64)
+        self._last = np.full((n_channels, 1), np.nan)
+        # lowest, and minus the highest, with how often the channel stays there
+        self._extremes = np.full((2, n_channels), np.inf)
+        self._stays = np.zeros((2, n_channels), dtype=np.int64)
+        # majority vote: if one value fills more than half of the samples it is `_leader`, `_lead` ahead of the rest
+        self._leader = np.full(n_channels, np.nan)
+        self._lead = np.zeros(n_channels, dtype=np.int64)
+
+    @property
+    def flat(self) -> np.ndarray:
+        # a share s leads by 2 s - 1, and whatever leads by so much fills no less
+        return self._lead >= (2 * _FLAT_SHARE - 1) * self.n_seen
+
+    @property
+    def clipped(self) -> np.ndarray:
+        return self._stays.sum(axis=0) >= _CLIPPED_SHARE * max(self.n_seen - 1, 1)
+
+    def add(self, block: np.ndarray) -> None:
+        """Look at the next samples, (channels, samples)."""
+        bad = ~np.isfinite(block)
+        if bad.any():
+            found = bad.any(axis=1) & (self.n_bad == 0)
+            self.first_bad[found] = self.n_seen + bad[found].argmax(axis=1)
+            self.n_bad += bad.sum(axis=1)
+        self.n_seen += block.shape[1]
+        if self.n_bad.any():
+            return
+        is_same = block == np.concatenate([self._last, block[:, :-1]], axis=1)
+        self._last = block[:, -1:].copy()
+        for side, (extreme, sign) in enumerate(((block.min(axis=1), 1), (block.max(axis=1), -1))):
+            self._stays[side, sign * extreme < self._extremes[side]] = 0
+            self._extremes[side] = np.minimum(self._extremes[side], sign * extreme)
+            at_extreme = block == sign * self._extremes[side][:, np.newaxis]
+            self._stays[side] += (is_same & at_extreme).sum(axis=1)
+        # a value cannot lead by more than the samples that equal the one before
+        for row in np.flatnonzero(is_same.sum(axis=1) >= block.shape[1] / 5):
+            self._vote(int(row), block[row])
+
+    def _vote(self, row: int, samples: np.ndarray) -> None:
+        value = np.median(samples)
+        lead = 2 * np.count_nonzero(samples == value) - len(samples)
+        if lead <= 0:
+            return
+        if value == self._leader[row]:
+            self._lead[row] += lead
+        elif lead > self._lead[row]:
+            self._leader[row], self._lead[row] = value, lead - self._lead[row]
+        else:
+            self._lead[row] -= lead
+
+
+def _check_input(signal: _Signal) -> _InputChecks:
+    n_channels = len(signal.montage.kept)
+    checks = _InputChecks(n_channels)
+    step = max(1, _CHECKED_VALUES // n_channels)
+    for start in range(0, signal.n_samples, step):
+        checks.add(signal.read(start, min(start + step, signal.n_samples)))
+    return checks
+
+
+def _check_finite(signal: _Signal, checks: _InputChecks) -> None:
+    if not checks.n_bad.any():
         return
-    row = int(np.argmax(bad.any(axis=1)))
-    second = int(np.argmax(bad[row])) / signal.sampling_rate
-    others = int(bad.any(axis=1).sum()) - 1
+    row = int(np.argmax(checks.n_bad > 0))
+    others = int(np.count_nonzero(checks.n_bad)) - 1
     too = f" ({others} more channel(s) too)" if others else ""
     raise ValueError(
-        f"{signal.source}: channel {signal.montage.kept[row].original!r} has {int(bad[row].sum())} NaN or infinite "
-        f"value(s), the first at {second:.3f} s{too}. Repair or cut them out, or leave the channel out."
+        f"{signal.source}: channel {signal.montage.kept[row].original!r} has {checks.n_bad[row]} NaN or infinite "
+        f"value(s), the first at {checks.first_bad[row] / signal.sampling_rate:.3f} s{too}. Repair or cut them out, "
+        "or leave the channel out."
     )
 
 
-def _find_flat_and_clipped(signal: _Signal, report: EEGReport) -> None:
-    for name, row in zip(signal.montage.names, signal.data, strict=True):
-        if np.mean(row == np.median(row)) >= _FLAT_SHARE:
-            report.flat.append(name)
-        elif _clipped_share(row) >= _CLIPPED_SHARE:
-            report.clipped.append(name)
-    if len(report.flat) == len(signal.data):
+def flat_and_clipped(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which channels of (channels, samples) have no signal, and which of the others stay at the rails of their range:
+    two bool (channels,)."""
+    checks = _InputChecks(len(data))
+    checks.add(data)
+    return checks.flat, checks.clipped & ~checks.flat
+
+
+def _note_flat_and_clipped(signal: _Signal, checks: _InputChecks, report: EEGReport) -> None:
+    names = np.array(signal.montage.names)
+    report.flat = names[checks.flat].tolist()
+    report.clipped = names[checks.clipped & ~checks.flat].tolist()
+    if len(report.flat) == len(names):
         raise ValueError(
             f"{signal.source}: every EEG channel is flat ({join_words(report.flat)}), there is no signal."
         )
-    for kind, names in (("flat", report.flat), ("clipped", report.clipped)):
-        if names:
-            report.warnings.append(f"{kind} channels: {join_words(names)}")
-            _warn(f"{signal.source}: {kind} channels: {join_words(names)}")
+    for kind, found in (("flat", report.flat), ("clipped", report.clipped)):
+        if found:
+            report.warnings.append(f"{kind} channels: {join_words(found)}")
+            _warn(f"{signal.source}: {kind} channels: {join_words(found)}")
 
 
-def _clipped_share(row: np.ndarray) -> float:
-    """Share of samples that stay at the channel's lowest or highest value from one sample to the next."""
-    at_rail = (row == row.min()) | (row == row.max())
-    return float(np.mean(at_rail[1:] & (row[1:] == row[:-1])))
-
-
-def _check_amplitude(data: np.ndarray, signal: _Signal, report: EEGReport, samples_per_second: int) -> None:
+def _check_amplitude(
+    filtered: BlockFilter, average: bool, signal: _Signal, report: EEGReport, samples_per_second: int
+) -> None:
     """Measure each channel's robust amplitude (microvolts) and refuse a recording whose unit must be wrong."""
     names = signal.montage.names
-    amplitudes = _robust_amplitude(data, samples_per_second)
+    deviations = []
+    for start, stop in _measured_stretches(filtered, samples_per_second):
+        data = _rereference(filtered.read(start, stop), average)
+        deviations.append(_deviations(data, samples_per_second))
+        report.amplitude_seconds += (stop - start) / samples_per_second
+    amplitudes = _amplitude(np.concatenate(deviations, axis=1))
     report.amplitude = {name: round(float(amplitude), 4) for name, amplitude in zip(names, amplitudes, strict=True)}
     live = [row for row, name in enumerate(names) if name not in report.flat]
     median = float(np.median(amplitudes[live]))
@@ -841,7 +1008,7 @@ def _check_amplitude(data: np.ndarray, signal: _Signal, report: EEGReport, sampl
         raise ValueError(
             f"{signal.source}: read in {signal.unit}, the median channel has an amplitude of {median:.3g} uV (e.g. "
             f"{names[row]}: {amplitudes[row]:.3g} uV), which is no EEG ({low:g} to {high:g} uV). "
-            + _unit_advice(median / microvolts_per(signal.unit))
+            + unit_advice(median / microvolts_per(signal.unit))
         )
     for row in live:
         if not low <= amplitudes[row] <= high:
@@ -849,21 +1016,38 @@ def _check_amplitude(data: np.ndarray, signal: _Signal, report: EEGReport, sampl
             _warn(f"{signal.source}: {report.warnings[-1]}")
 
 
-def _robust_amplitude(data: np.ndarray, samples_per_second: int) -> np.ndarray:
+def _measured_stretches(filtered: BlockFilter, samples_per_second: int) -> list[tuple[int, int]]:
+    """(start, stop) of all blocks of a recording, or of some spread evenly over a long one."""
+    starts = list(range(0, filtered.n_out, filtered.block_length))
+    if len(starts) > 1 and filtered.n_out - starts[-1] < samples_per_second:
+        starts.pop()
+    if len(starts) > _MEASURED_BLOCKS:
+        starts = [starts[round(place)] for place in np.linspace(0, len(starts) - 1, _MEASURED_BLOCKS)]
+    return [(start, min(start + filtered.block_length, filtered.n_out)) for start in starts]
+
+
+def robust_amplitude(data: np.ndarray, samples_per_second: int) -> np.ndarray:
     """1.4826 x the median absolute deviation from the median, inside each second, so that slow drifts of unfiltered
     data do not count; the median over the seconds in which a channel is alive. (channels, samples) -> (channels,)."""
-    seconds = data.shape[1] // samples_per_second
-    if seconds == 0:
-        return 1.4826 * np.median(np.abs(data - np.median(data, axis=1, keepdims=True)), axis=1)
-    patches = data[:, : seconds * samples_per_second].reshape(len(data), seconds, samples_per_second)
-    deviation = np.median(np.abs(patches - np.median(patches, axis=2, keepdims=True)), axis=2)
+    return _amplitude(_deviations(data, samples_per_second))
+
+
+def _deviations(data: np.ndarray, samples_per_second: int) -> np.ndarray:
+    """Median absolute deviation of each second, (channels, seconds); of all where there is no whole second."""
+    length = min(samples_per_second, data.shape[1])
+    seconds = data.shape[1] // length
+    patches = data[:, : seconds * length].reshape(len(data), seconds, length)
+    return np.median(np.abs(patches - np.median(patches, axis=2, keepdims=True)), axis=2)
+
+
+def _amplitude(deviation: np.ndarray) -> np.ndarray:
     # a filter leaves a little ringing where a channel is dead: far below its own typical second is no signal
     alive = deviation > 0.05 * np.quantile(deviation, 0.9, axis=1, keepdims=True)
     medians = [np.median(row[kept]) if kept.any() else 0.0 for row, kept in zip(deviation, alive, strict=True)]
     return 1.4826 * np.array(medians)
 
 
-def _unit_advice(amplitude: float) -> str:
+def unit_advice(amplitude: float) -> str:
     """Advice on the unit of numbers of this amplitude."""
     low, high = PLAUSIBLE_MICROVOLTS
     fitting = [unit for unit, factor in MICROVOLTS_PER_UNIT.items() if low <= amplitude * factor <= high]

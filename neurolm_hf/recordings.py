@@ -1,282 +1,220 @@
-"""From a folder of recordings to the labelled windows of a task."""
+"""From a folder to the recordings in it, and whose they are."""
 
-import logging
+import csv
+import math
+import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-from transformers.utils.logging import tqdm
-
-from .processing_neurolm import EEGFeatureExtractor, EEGReport, PreparedEEG
+from .reading_neurolm import RECORDING_SUFFIXES
+from .task_sections import PARTS, Part, RecordingFiles, TableLabels
 from .tasks import Task
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+# Nihon Kohden's recordings end in .eeg, as do the data files of BrainVision headers.
+_SUFFIXES = (*RECORDING_SUFFIXES, ".eeg")
+# MNE opens night-1.fif with night.fif.
+_FIF_PART = re.compile(r"-\d+(\.fif(?:\.gz)?)$")
+_BIDS_SUBJECT = re.compile(r"(?:^|[/_])sub-([^/_.]+)")
+# Beside the recordings of a BIDS dataset lie copies of them.
+_BIDS_COPIES = ("derivatives", "sourcedata")
+_TABLE_COLUMNS = ("file", "start", "end", "label")
 
-logger = logging.getLogger(__name__)
 
-_WORKLOAD_FILE = re.compile(r"(?P<subject>Subject\d+)_(?P<condition>[12])\.edf", re.IGNORECASE)
-_WORKLOAD_ANSWERS = {"1": "No", "2": "Yes"}  # rest, mental arithmetic
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a user's table. `start` and `end` are `None` where the row is about the whole recording."""
+
+    file: str
+    start: float | None
+    end: float | None
+    label: str
+    subject: str | None
+    split: Part | None
+    where: str
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A file, whose it is, and the answer to the task's question about all of it."""
-
-    path: Path
-    subject: str
-    answer: str
-
-
-class SubjectSplit(NamedTuple):
-    """Subjects to train on and subjects to test on; nobody is in both."""
-
-    train: list[str]
-    test: list[str]
-
-
-@dataclass(frozen=True)
-class SkippedRecording:
-    """A recording that gave no windows, and why."""
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True)
-class LabelledWindows:
-    """The windows of some recordings.
+    """A file and whose it is.
 
     Attributes:
-        dataset: a row a window, in the order of recordings and of time. Columns: `signal` (float32, channels x
-            samples, as the model reads it: filtered, resampled, divided by the recipe's scale), `channels` (vocabulary
-            names), `subject`, `recording` (file name), `start` (seconds from the start of the recording), `label`
-            (class index), `question`, `answer`, `recipe_id` (what the feature extractor takes as `prepared_by`).
-        reports: what was found in each recording and done to it.
-        skipped: the recordings left out, with the reason.
+        path: the file, or the folder of formats that are folders.
+        key: its path from the input folder on, written with `/`: unique, and what recordings are sorted by.
+        subject: whose it is.
+        folder, label: the groups `split` and `label` of the task's pattern, as the path has them.
+        rows: what a table says of it.
+        split: `None` before `assign_splits`, and after it where the split is by trials.
     """
 
-    dataset: "Dataset"
-    reports: list[EEGReport]
-    skipped: list[SkippedRecording]
+    path: Path
+    key: str
+    subject: str
+    folder: str | None = None
+    label: str | None = None
+    rows: tuple[TableRow, ...] = ()
+    split: Part | None = None
 
 
-def find_workload_recordings(folder: str | Path) -> list[Recording]:
-    """The recordings of the Workload task in a folder, by EEGMAT's names: `SubjectNN_1.edf` rest, `_2` arithmetic.
+def find_recordings(task: Task, folder: str | Path) -> list[Recording]:
+    """The recordings of a task in a folder and the folders below it, in key order.
 
-    Other .edf files in the folder are left out with a warning.
-
-    Returns:
-        Two recordings a subject, in name order.
+    Recordings that the task's pattern does not match are left out with a warning. Hidden files and folders are passed
+    over, and so are the copies in a BIDS dataset's `derivatives` and `sourcedata`.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no file with such a name in it.
-        ValueError: a subject has one of the two recordings only.
+        FileNotFoundError: there is no such folder, no table where the task names one, or no recording of the task.
+        ValueError: a table that cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder. Give the folder that holds the recordings.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".edf")
-    matches = [(path, _WORKLOAD_FILE.fullmatch(path.name)) for path in files]
-    recordings = [
-        Recording(path, match["subject"].capitalize(), _WORKLOAD_ANSWERS[match["condition"]])
-        for path, match in matches
-        if match
-    ]
-    others = [path.name for path, match in matches if not match]
-    if not recordings:
-        found = f"its .edf files are called {', '.join(others[:3])} ..." if others else "it holds no .edf file"
+    if isinstance(task.labels, TableLabels):
+        return _recordings_of_table(task, folder, read_table(folder / task.labels.file))
+    keys = sorted(_keys(folder))
+    found = {key: recording for key in keys if (recording := _recording(task.recordings, folder, key))}
+    others = [key for key in keys if key not in found]
+    if not found:
+        seen = f"its recordings are {_some(others)}" if others else "it holds no recording"
         raise FileNotFoundError(
-            f"{folder} has no recording of the Workload task: {found}. They must be called SubjectNN_1.edf (rest) and "
-            "SubjectNN_2.edf (mental arithmetic), as in EEGMAT."
+            f"{folder} has no recording of task {task.name}: {seen}. They must be laid out as "
+            f"{task.recordings.layout}."
         )
     if others:
-        warnings.warn(f"{folder}: left out, not named SubjectNN_1.edf or _2.edf: {', '.join(others)}.", stacklevel=2)
-    _check_pairs(folder, recordings)
+        warnings.warn(
+            f"{folder}: {len(others)} recordings left out, not laid out as {task.recordings.layout}: {_some(others)}.",
+            stacklevel=2,
+        )
+    return list(found.values())
+
+
+def subject_of(key: str) -> str:
+    """Whose a recording is where the task has no pattern to say so.
+
+    In this order: the `sub-` entity of a BIDS name; the first folder below the input folder; the file's name without
+    suffix.
+    """
+    if bids := _BIDS_SUBJECT.search(key):
+        return bids[1]
+    path = PurePosixPath(key)
+    return path.parts[0] if len(path.parts) > 1 else path.name.split(".")[0]
+
+
+def read_table(path: Path) -> list[TableRow]:
+    """The rows of a user's table: a CSV with the columns file, start, end, label and, if wanted, subject and split.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: missing columns, an empty table, or a row that is wrong; the message names the line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: the table of labels that the task file names.")
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, skipinitialspace=True)
+        if missing := [name for name in _TABLE_COLUMNS if name not in (reader.fieldnames or ())]:
+            raise ValueError(
+                f"{path}, line 1: no column {', '.join(missing)}. Its header must be file,start,end,label and, if "
+                "wanted, subject and split."
+            )
+        rows = [_table_row(row, f"{path}, line {reader.line_num}") for row in reader]
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
+    return rows
+
+
+def read_times(start: str, extent: str, where: str, *, duration: bool = False) -> tuple[float, float]:
+    """Start and end in seconds, from the text of a start and of an end or duration.
+
+    Raises:
+        ValueError: no numbers, a start below 0, or an end before the start; the message begins with `where`.
+    """
+    times = []
+    for name, cell in (("start", start), ("duration" if duration else "end", extent)):
+        try:
+            times.append(float(cell))
+        except ValueError:
+            times.append(math.nan)
+        if not math.isfinite(times[-1]):
+            raise ValueError(f"{where}: {name} must be a number of seconds, got {cell!r}.")
+    first, last = times[0], sum(times) if duration else times[1]
+    if not 0 <= first <= last:
+        raise ValueError(f"{where}: an event from {first:g} to {last:g} s; it must start at 0 or later and end after.")
+    return first, last
+
+
+def _table_row(row: dict[str, str | None], where: str) -> TableRow:
+    cells = {name: (row.get(name) or "").strip() for name in (*_TABLE_COLUMNS, "subject", "split")}
+    if None in row or not cells["file"] or not cells["label"]:
+        raise ValueError(f"{where}: a row must have a file, a start, an end and a label, and no more than the header.")
+    if bool(cells["start"]) != bool(cells["end"]):
+        raise ValueError(f"{where}: give start and end, or neither for the whole recording.")
+    start = end = None
+    if cells["start"]:
+        start, end = read_times(cells["start"], cells["end"], where)
+    if cells["split"] not in ("", *PARTS):
+        raise ValueError(f"{where}: split must be {', '.join(PARTS)} or empty; got {cells['split']!r}.")
+    split = next((part for part in PARTS if part == cells["split"]), None)
+    return TableRow(cells["file"], start, end, cells["label"], cells["subject"] or None, split, where)
+
+
+def _recordings_of_table(task: Task, folder: Path, rows: list[TableRow]) -> list[Recording]:
+    """The recordings that a table names, each with its rows."""
+    by_key: dict[str, list[TableRow]] = {}
+    for row in rows:
+        by_key.setdefault(PurePosixPath(row.file).as_posix(), []).append(row)
+    recordings = []
+    for key, own in sorted(by_key.items()):
+        named = {row.subject for row in own if row.subject}
+        if len(named) > 1:
+            raise ValueError(f"{own[-1].where}: {key} has several subjects: {', '.join(sorted(named))}.")
+        recording = _recording(task.recordings, folder, key)
+        if recording is None and not named:
+            raise ValueError(
+                f"{own[0].where}: the subject of {key} is unknown. Add a column subject, or lay the recordings out as "
+                f"{task.recordings.layout}."
+            )
+        subject = named.pop() if named else recording.subject if recording else ""
+        recordings.append(Recording(folder / key, key, subject, rows=tuple(own)))
     return recordings
 
 
-def split_subjects(subjects: Iterable[str], *, test_share: float = 0.25, seed: int = 0) -> SubjectSplit:
-    """Split by subject, the same way for the same subjects, whatever their order and however often each is named.
-
-    Args:
-        subjects: names, of recordings or of windows.
-        test_share: share of the subjects to test on, rounded; at least one subject is on either side.
-        seed: of the shuffle.
-
-    Raises:
-        ValueError: fewer than two subjects, or a share outside 0 to 1.
-    """
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share must lie between 0 and 1, got {test_share}.")
-    names = sorted(set(subjects))
-    if len(names) < 2:
-        raise ValueError(f"A split by subject needs two subjects at least, got {names}.")
-    tested = min(max(round(test_share * len(names)), 1), len(names) - 1)
-    shuffled = np.random.default_rng(seed).permutation(names).tolist()
-    return SubjectSplit(train=sorted(shuffled[tested:]), test=sorted(shuffled[:tested]))
+def _recording(files: RecordingFiles, folder: Path, key: str) -> Recording | None:
+    """The recording of that key, or `None` if it is none of the task's."""
+    if files.pattern is None:
+        return Recording(folder / key, key, subject_of(key))
+    match = re.fullmatch(files.pattern, key)
+    if match is None:
+        return None
+    groups = match.groupdict()
+    return Recording(folder / key, key, groups["subject"], groups.get("split"), groups.get("label"))
 
 
-def window_recordings(
-    recordings: Sequence[Recording],
-    task: Task,
-    feature_extractor: EEGFeatureExtractor,
-    *,
-    on_error: Literal["raise", "skip"] = "raise",
-) -> LabelledWindows:
-    """Prepare whole recordings by the feature extractor's recipe, then cut them into the windows of a task.
-
-    Other windows than the task's are those of `dataclasses.replace(task, stride_seconds=0.5)` and the like.
-
-    Args:
-        recordings: files and their answers.
-        task: with a stride; its notch must be the recipe's.
-        feature_extractor: its recipe is applied, its own window settings are not.
-        on_error: what to do about a recording that cannot be read or used: `raise`, or `skip` it and report it.
-
-    Raises:
-        ValueError: no recording, a task that does not fit the feature extractor, an answer that is none of the task's;
-            a recording that cannot be read, has unknown channels, lacks one of the task's, or is shorter than a window
-            (with `on_error="skip"`: if that leaves none). The message names the file.
-        ImportError: datasets is missing.
-    """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}.")
-    if not recordings:
-        raise ValueError("There are no recordings to cut into windows.")
-    _check_fit(task, recordings, feature_extractor)
-    rows: list[dict[str, Any]] = []
-    reports: list[EEGReport] = []
-    skipped: list[SkippedRecording] = []
-    for recording in tqdm(recordings, desc="reading recordings", unit="file"):
-        try:
-            prepared = _prepare(recording.path, task, feature_extractor)
-            rows += _rows(recording, task, feature_extractor, prepared)
-        except (ValueError, OSError) as error:
-            if on_error == "raise":
-                raise
-            logger.warning("skipped %s: %s", recording.path, error)
-            skipped.append(SkippedRecording(recording.path, str(error)))
-        else:
-            reports.append(prepared.report)
-    if not rows:
-        raise ValueError(f"None of {len(recordings)} recordings could be used. The first: {skipped[0].reason}")
-    return LabelledWindows(_to_dataset(rows, task), reports, skipped)
+def _keys(folder: Path) -> Iterator[str]:
+    """The paths of everything below a folder that is a recording by its suffix."""
+    is_bids = (folder / "dataset_description.json").is_file()
+    for place, folders, files in os.walk(folder):
+        below = Path(place).relative_to(folder)
+        hidden = _BIDS_COPIES if is_bids and below == Path() else ()
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in hidden]
+        neighbours = {name.lower() for name in files}
+        recordings = [name for name in (*folders, *files) if _is_recording(name.lower(), neighbours)]
+        yield from ((below / name).as_posix() for name in recordings)
+        # A recording that is a folder holds no others.
+        folders[:] = [name for name in folders if name not in recordings]
 
 
-def _check_pairs(folder: Path, recordings: list[Recording]) -> None:
-    """Every subject has one recording of each condition."""
-    by_subject: dict[str, list[str]] = {}
-    for recording in recordings:
-        by_subject.setdefault(recording.subject, []).append(recording.answer)
-    incomplete = [subject for subject, answers in by_subject.items() if sorted(answers) != ["No", "Yes"]]
-    if incomplete:
-        raise ValueError(
-            f"{folder}: every subject needs one recording at rest (_1.edf) and one of mental arithmetic (_2.edf). "
-            f"Not so {', '.join(incomplete)}: add what is missing, or move these subjects elsewhere."
-        )
+def _is_recording(name: str, neighbours: set[str]) -> bool:
+    """Whether a name is that of a recording and not of a part of one; all names in lower case."""
+    if name.startswith(".") or not name.endswith(_SUFFIXES):
+        return False
+    stem, suffix = os.path.splitext(name)
+    if suffix == ".eeg":
+        return neighbours.isdisjoint({f"{stem}.vhdr", f"{stem}.ahdr"})
+    return not (_FIF_PART.search(name) and _FIF_PART.sub(r"\1", name) in neighbours)
 
 
-def _check_fit(task: Task, recordings: Sequence[Recording], feature_extractor: EEGFeatureExtractor) -> None:
-    """Task, answers and recipe belong together."""
-    if task.stride_seconds is None:
-        raise ValueError(f"Task {task.name} places its windows by events: it has no stride to cut recordings with.")
-    notch = feature_extractor.notch_frequency
-    if notch is not None and notch != task.notch_hz:
-        raise ValueError(
-            f"Task {task.name} was recorded where mains have {task.notch_hz} Hz, but the recipe notches {notch:g} Hz: "
-            f"build the feature extractor with notch_frequency={task.notch_hz}."
-        )
-    for recording in recordings:
-        if recording.answer not in task.answers:
-            known = ", ".join(task.classes)
-            raise ValueError(f"{recording.path}: {recording.answer!r} is no answer of task {task.name} ({known}).")
-
-
-def _prepare(path: Path, task: Task, feature_extractor: EEGFeatureExtractor) -> PreparedEEG:
-    """The whole recording after the recipe, with the task's channels in the task's order."""
-    (prepared,) = feature_extractor.prepare(path)
-    if task.channels is None:
-        return prepared
-    missing = [name for name in task.channels if name not in prepared.ch_names]
-    if missing:
-        raise ValueError(
-            f"{path} lacks channels of task {task.name}: {', '.join(missing)}. It has {', '.join(prepared.ch_names)}."
-        )
-    order = [prepared.ch_names.index(name) for name in task.channels]
-    return PreparedEEG(
-        values=prepared.values[order],
-        ch_names=list(task.channels),
-        channel_ids=prepared.channel_ids[order],
-        report=prepared.report,
-        item=prepared.item,
-    )
-
-
-def _rows(
-    recording: Recording, task: Task, feature_extractor: EEGFeatureExtractor, prepared: PreparedEEG
-) -> list[dict[str, Any]]:
-    """A row of the dataset for each window."""
-    rate = feature_extractor.sampling_rate
-    length = task.window_seconds * rate
-    starts = _window_starts(prepared.values.shape[1], task, rate)
-    if not starts:
-        seconds = prepared.values.shape[1] / rate
-        raise ValueError(f"{recording.path}: {seconds:g} s are shorter than one window of {task.window_seconds} s.")
-    return [
-        {
-            "signal": prepared.values[:, start : start + length],
-            "channels": prepared.ch_names,
-            "subject": recording.subject,
-            "recording": recording.path.name,
-            "start": start / rate,
-            "label": task.answers[recording.answer],
-            "question": task.question,
-            "answer": recording.answer,
-            "recipe_id": feature_extractor.recipe_id,
-        }
-        for start in starts
-    ]
-
-
-def _window_starts(samples: int, task: Task, rate: int) -> list[int]:
-    """First samples of the windows in the last seconds of a recording; none when it is shorter than a window."""
-    assert task.stride_seconds is not None  # `_check_fit` has seen to it
-    kept = samples if task.last_seconds is None else min(samples, task.last_seconds * rate)
-    stride = max(1, round(task.stride_seconds * rate))
-    return list(range(samples - kept, samples - task.window_seconds * rate + 1, stride))
-
-
-def _to_dataset(rows: list[dict[str, Any]], task: Task) -> "Dataset":
-    """The rows as a dataset. Signals are an `Array2D`: of the layouts that keep the shape, the fastest to read."""
-    try:
-        from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
-    except ImportError as error:
-        raise ImportError('Windows need datasets: pip install "neurolm_hf[train]"', name="datasets") from error
-    shapes = sorted({row["signal"].shape for row in rows})
-    if len(shapes) > 1:
-        counts = " and ".join(str(channels) for channels, _ in shapes)
-        raise ValueError(f"The recordings have {counts} channels. Let task {task.name} name those to use.")
-    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-    signals: NDArray[np.float32] = np.stack(columns["signal"])
-    text = Value("string")
-    features = Features(
-        {
-            "signal": Array2D(shape=signals.shape[1:], dtype="float32"),
-            "channels": List(text),
-            "subject": text,
-            "recording": text,
-            "start": Value("float64"),
-            "label": ClassLabel(names=list(task.classes)),
-            "question": text,
-            "answer": text,
-            "recipe_id": text,
-        }
-    )
-    return Dataset.from_dict(columns | {"signal": signals}, features=features)
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

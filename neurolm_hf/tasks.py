@@ -2,15 +2,30 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .processing_neurolm import SEP_TOKEN
+from .task_sections import (
+    FolderSplit,
+    Labels,
+    NoLabels,
+    PathLabels,
+    RecordingFiles,
+    Split,
+    TableLabels,
+    TrialLabels,
+    TrialSplit,
+    Windows,
+)
+from .typed_json import read_dataclass
 
 
 TASK_FILES = Path(__file__).parent / "task_files"
 END_OF_TEXT = "<|endoftext|>"
+
+Metric = Literal["pr_auc", "roc_auc", "accuracy", "balanced_accuracy", "cohen_kappa", "f1_weighted"]
 
 
 @dataclass(frozen=True)
@@ -19,33 +34,49 @@ class Task:
 
     Attributes:
         name: how the task is called.
-        question: word for word as the model reads it, from `Question: ` on, options included.
-        answers: class index of each allowed answer, 0, 1, 2 ... in this order. Lettered ones are written `(A)`.
+        question: word for word as the model reads it, from `Question: ` on, options included; `None` for a corpus of
+            which nothing is asked.
+        answers: class index of each allowed answer, 0, 1, 2 ... in this order. Lettered ones are written `(A)`. None
+            without a question.
+        metrics: what the answers are scored by.
         channels: names in the channel vocabulary, in the order in which the model reads them; `None` takes whatever
             EEG channels a recording has.
-        window_seconds: length of a window.
-        stride_seconds: from the start of a window to the start of the next; `None` where events place the windows.
-        last_seconds: only so much of the end of a recording is cut into windows; `None` takes all of it.
-        notch_hz: the mains frequency where the recordings were made.
+        notch_hz: the mains frequency where the recordings were made; `None`: they come from anywhere.
+        recordings, labels, windows, split: the sections of `task_sections`.
+        drop_channels: vocabulary names to leave out where the recording's own channels are taken.
+        unknown_channels: what to do about channels that are not in the vocabulary, `raise` or `drop`.
 
     Raises:
         ValueError: a value that makes no task; the message names the task and the field.
     """
 
     name: str
-    question: str
+    question: str | None
     answers: Mapping[str, int]
+    metrics: tuple[Metric, ...]
     channels: tuple[str, ...] | None
-    window_seconds: int
-    stride_seconds: float | None
-    last_seconds: int | None
-    notch_hz: int
+    notch_hz: int | None
+    recordings: RecordingFiles
+    labels: Labels
+    windows: Windows
+    split: Split
+    drop_channels: tuple[str, ...] = ()
+    unknown_channels: Literal["raise", "drop"] = "raise"
 
     def __post_init__(self) -> None:
-        self._check_wording()
-        self._check_windows()
+        if not self.name:
+            raise self._error("name", "must not be empty")
+        if self.question is None:
+            self._check_corpus()
+        else:
+            self._check_wording(self.question)
+        self._check_sections()
+        if self.notch_hz is not None and self.notch_hz <= 0:
+            raise self._error("notch_hz", "must be above 0, or null")
         if self.channels is not None and (not self.channels or len(set(self.channels)) < len(self.channels)):
             raise self._error("channels", "must name at least one channel, none of them twice, or be null")
+        if self.channels is not None and self.drop_channels:
+            raise self._error("drop_channels", "must be empty where channels are named")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,10 +86,16 @@ class Task:
     @property
     def lettered(self) -> bool:
         """Whether the answers are the letters of options given in the question."""
-        return self.classes[0].startswith("(")
+        return bool(self.answers) and self.classes[0].startswith("(")
 
     def prompt(self) -> str:
-        """What the model reads before it answers, after the EEG."""
+        """What the model reads before it answers, after the EEG.
+
+        Raises:
+            ValueError: the task is a corpus without a question.
+        """
+        if self.question is None:
+            raise ValueError(f"{self.name} is a corpus to pre-train on: it has no question.")
         return f"{SEP_TOKEN}{self.question} Answer:" + (" (" if self.lettered else "")
 
     def completion(self, answer: str) -> str:
@@ -84,26 +121,55 @@ class Task:
         """The task as `NeuroLMConfig.tasks` keeps it."""
         return {"name": self.name, "question": self.question, "answers": list(self.classes)}
 
-    def _check_wording(self) -> None:
-        if not self.name:
-            raise self._error("name", "must not be empty")
-        if not self.question.startswith("Question: "):
-            raise self._error("question", "must start with 'Question: ', as the prompts of NeuroLM do")
+    def describe(self) -> str:
+        """The task in a line: what is asked, of which windows, how it is split, and what its folder looks like."""
+        asked = "a corpus to pre-train on, nothing is asked"
+        if self.question is not None:
+            asked = self.question.removeprefix("Question: ") + ("" if self.lettered else f" {', '.join(self.classes)}")
+        seconds = (
+            "as long as the token budget holds" if self.windows.seconds is None else f"of {self.windows.seconds} s"
+        )
+        return (
+            f"{self.name}: {asked.rstrip('.')}. Windows {seconds}; split by {self.split.rule}; "
+            f"folder: {self.recordings.layout}."
+        )
+
+    def _check_corpus(self) -> None:
+        for name, wanted in (("answers", {}), ("metrics", ()), ("labels", NoLabels("none"))):
+            if getattr(self, name) != wanted:
+                raise self._error(name, "must be empty ('none' for labels) where question is null")
+
+    def _check_wording(self, question: str) -> None:
+        if not question.startswith("Question: "):
+            raise self._error("question", "must start with 'Question: ', as the prompts of NeuroLM do, or be null")
         if len(self.answers) < 2 or list(self.answers.values()) != list(range(len(self.answers))):
             raise self._error("answers", "must map two or more answers to 0, 1, 2 ... in this order")
         if any(not answer or answer != answer.strip() for answer in self.answers):
             raise self._error("answers", "must not be empty, nor begin or end with a space")
         if len({answer.startswith("(") for answer in self.answers}) > 1:
             raise self._error("answers", "must all be lettered like (A), or none")
+        if isinstance(self.labels, NoLabels):
+            raise self._error("labels", "must have a source other than 'none' where there is a question")
+        for label, answer in (self.labels.map or {}).items():
+            if answer is not None and answer not in self.answers:
+                raise ValueError(f"Task {self.name}: labels must map {label!r} to an answer or null; got {answer!r}.")
 
-    def _check_windows(self) -> None:
-        for name in ("window_seconds", "notch_hz"):
-            if getattr(self, name) <= 0:
-                raise self._error(name, "must be above 0")
-        if self.stride_seconds is not None and self.stride_seconds <= 0:
-            raise self._error("stride_seconds", "must be above 0, or null")
-        if self.last_seconds is not None and self.last_seconds < self.window_seconds:
-            raise self._error("last_seconds", "must hold at least one window, or be null")
+    def _check_sections(self) -> None:
+        """What one section asks of another."""
+        groups = self.recordings.groups
+        if isinstance(self.labels, PathLabels) and "label" not in groups:
+            raise self._error("recordings", "must have a pattern with a group (?P<label>...) for labels from the path")
+        if isinstance(self.split, FolderSplit) and "split" not in groups:
+            raise self._error("recordings", "must have a pattern with a group (?P<split>...) to split by folders")
+        if isinstance(self.split, TrialSplit):
+            trials = self.labels.trials if isinstance(self.labels, TrialLabels) else ()
+            if not isinstance(self.labels, TableLabels) and not (trials and all(trial.split for trial in trials)):
+                raise self._error("split", "must not be by trials unless every trial, or a table, says its part")
+        of_events = not isinstance(self.labels, (NoLabels, PathLabels))
+        if of_events and (self.windows.last_seconds is not None or self.windows.leave_out_last_seconds):
+            raise self._error("windows", "must not leave out parts of a recording whose events place the windows")
+        if self.windows.seconds is None and of_events:
+            raise self._error("windows", "must have seconds where events place them")
 
     def _error(self, field: str, rule: str) -> ValueError:
         return ValueError(f"Task {self.name or '(no name)'}: {field} {rule}; got {getattr(self, field)!r}.")
@@ -112,7 +178,7 @@ class Task:
 def load_task(name_or_path: str | Path) -> Task:
     """A task of this package by its name, such as `Workload`, or of your own by the path of its JSON file.
 
-    A task file holds exactly the attributes of `Task`.
+    A task file holds the attributes of `Task`; those with a default may be left out.
 
     Raises:
         ValueError: there is no task of that name, or the file is not a task; the message says which file and what.
@@ -127,46 +193,18 @@ def load_task(name_or_path: str | Path) -> Task:
     return _read_task(path)
 
 
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "question": (str,),
-    "answers": (dict,),
-    "channels": (list, type(None)),
-    "window_seconds": (int,),
-    "stride_seconds": (int, float, type(None)),
-    "last_seconds": (int, type(None)),
-    "notch_hz": (int,),
-}
-
-
 def _read_task(path: Path) -> Task:
     """The task in a file; every error names the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold one JSON object, a task; it holds a {type(content).__name__}.")
-    expected = {field.name for field in fields(Task)}
-    if missing := expected - content.keys():
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}.")
-    if unknown := content.keys() - expected:
-        raise ValueError(f"{path} has fields that no task has: {', '.join(sorted(unknown))}.")
-    for name, types in _JSON_TYPES.items():
-        _check_type(path, name, content[name], types)
-    channels = content.pop("channels")
-    try:
-        return Task(**content, channels=None if channels is None else tuple(channels))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read_dataclass(Task, content, str(path))
 
 
-def _check_type(path: Path, name: str, value: object, types: tuple[type, ...]) -> None:
-    """The value, and what a list or an object holds, must have the JSON type of the field."""
-    if not isinstance(value, types) or isinstance(value, bool):
-        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
-        raise ValueError(f"{path}: {name} must be {wanted}, got {value!r}.")
-    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{path}: {name} must hold strings only, got {value!r}.")
-    if isinstance(value, dict) and not all(type(item) is int for item in value.values()):
-        raise ValueError(f"{path}: {name} must map to whole numbers, got {value!r}.")
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; where a key stands twice, JSON itself would silently take the last."""
+    keys = [key for key, _ in pairs]
+    if repeated := {key for key in keys if keys.count(key) > 1}:
+        raise ValueError(f"an object has {', '.join(sorted(repeated))} twice")
+    return dict(pairs)

@@ -1,7 +1,7 @@
 """The three stages of NeuroLM through the HF Trainer: what the Trainer does not know, and nothing it does.
 
-Windows in, batches out: the collators turn rows with `signal` (channels, samples) and `channels` (names) into what the
-models read. Tokenizer: patches. Pre-training: the patches' codes as labels. Instruction tuning: prompt and answer.
+Windows in, batches out: the collators turn rows (`storage.row_signal` reads their signal) into what the models read.
+Tokenizer: patches. Pre-training: the patches' codes as labels. Instruction tuning: prompt and answer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .modeling_neurolm import IGNORE_INDEX, NeuroLMVQModel
 from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
 from .reading_neurolm import CHANNEL_VOCABULARY
+from .storage import Row, row_signal
 from .tasks import Task
 
-
-Row = dict[str, Any]
 
 LOGGED_OUTPUTS = (
     "frequency_loss",
@@ -174,18 +174,18 @@ class InstructionCollator:
 
 
 def window_segment(feature_extractor: EEGFeatureExtractor, row: Row) -> EEGSegment:
-    """The patches of a row's prepared `signal` (channels, samples), whose `channels` are vocabulary names.
+    """The patches of a row, whose `channels` are vocabulary names.
 
     Raises:
-        ValueError: what `check_row` refuses.
+        ValueError: what `checked_signal` refuses.
     """
-    check_row(feature_extractor, row)
+    signal = checked_signal(feature_extractor, row)
     ids = np.array([_CHANNEL_IDS[name] for name in row["channels"]])
-    return feature_extractor.to_segment(np.asarray(row["signal"], dtype=np.float32), ids)
+    return feature_extractor.to_segment(signal, ids)
 
 
-def check_row(feature_extractor: EEGFeatureExtractor, row: Row) -> None:
-    """Refuses a window that would spoil a training, by recording, second and channel.
+def checked_signal(feature_extractor: EEGFeatureExtractor, row: Row) -> NDArray[np.float32]:
+    """The signal of a row, float32 (channels, samples). A window that would spoil a training is refused.
 
     Raises:
         ValueError: prepared by another recipe, channels that are no vocabulary names or do not fit the signal, values
@@ -197,7 +197,7 @@ def check_row(feature_extractor: EEGFeatureExtractor, row: Row) -> None:
             f"{where}: prepared by recipe {row['recipe_id']}, but this feature extractor's is "
             f"{feature_extractor.recipe_id}: prepare the recordings again, or load the extractor of that recipe."
         )
-    signal, channels = np.asarray(row["signal"]), list(row["channels"])
+    signal, channels = row_signal(row), list(row["channels"])
     if unknown := [name for name in channels if name not in _CHANNEL_IDS]:
         raise ValueError(f"{where}: {', '.join(unknown)} are no names of the channel vocabulary.")
     if len(signal) != len(channels):
@@ -207,6 +207,7 @@ def check_row(feature_extractor: EEGFeatureExtractor, row: Row) -> None:
         row_index, sample = (int(index) for index in np.argwhere(~finite)[0])
         second = float(row.get("start", 0.0)) + sample / feature_extractor.sampling_rate
         raise ValueError(f"{where}: channel {channels[row_index]} is not finite at {second:g} s.")
+    return signal
 
 
 def drop_channels(row: Row, share: float) -> Row:
@@ -217,7 +218,7 @@ def drop_channels(row: Row, share: float) -> Row:
     if not keep.any():
         keep[int(torch.randint(len(keep), ()))] = True
     kept = keep.nonzero().squeeze(1).tolist()
-    return {**row, "signal": np.asarray(row["signal"])[kept], "channels": [row["channels"][i] for i in kept]}
+    return {**row, "signal": row_signal(row)[kept], "channels": [row["channels"][i] for i in kept]}
 
 
 @torch.no_grad()
@@ -248,11 +249,10 @@ _CHANNEL_IDS = {name: index for index, name in enumerate(CHANNEL_VOCABULARY)}
 
 def _eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], texts: list[str]) -> dict[str, torch.Tensor]:
     """Model inputs of prepared windows, one a text; texts beyond the rows have no EEG."""
-    for row in rows:
-        check_row(processor.feature_extractor, row)
+    signals = [checked_signal(processor.feature_extractor, row) for row in rows]
     without: list[list] = [[] for _ in texts[len(rows) :]]
     batch = processor(
-        eeg=[[np.asarray(row["signal"], dtype=np.float32)] for row in rows] + without,
+        eeg=[[signal] for signal in signals] + without,
         text=texts,
         ch_names=[[list(row["channels"])] for row in rows] + without,
         prepared_by=processor.feature_extractor.recipe_id,

@@ -5,8 +5,8 @@
 
 The task is the paper's Workload: is this segment of EEG of high workload? Without --recordings the demo writes
 recordings of its own first; with it, the folder holds files named as in EEGMAT (SubjectNN_1.edf at rest,
-SubjectNN_2.edf during mental arithmetic). Everything goes into --output: model/ (opens with AutoModelForCausalLM),
-adapter/ (LoRA) with the base/ it belongs to, report/index.html, and metrics.json.
+SubjectNN_2.edf during mental arithmetic). Everything goes into --output: windows/ (prepared sets), model/ (opens with
+AutoModelForCausalLM), adapter/ (LoRA) with the base/ it belongs to, report/index.html, and metrics.json.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ from neurolm_hf.baseline import baseline_probabilities
 from neurolm_hf.configuration_neurolm import NeuroLMVQConfig
 from neurolm_hf.metrics import auroc, balanced_accuracy, interval_over_subjects
 from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQModel
+from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
-from neurolm_hf.recordings import find_workload_recordings, split_subjects, window_recordings
 from neurolm_hf.report import (
     Metrics,
     plot_codebook_usage,
@@ -56,6 +56,7 @@ from neurolm_hf.report import (
 )
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.simulation import simulate_recordings
+from neurolm_hf.storage import load_prepared, row_signal
 from neurolm_hf.tasks import Task, load_task
 from neurolm_hf.training import (
     CodebookCallback,
@@ -69,7 +70,7 @@ from neurolm_hf.training import (
 
 
 DEMO_TEXT = Path(__file__).with_name("demo_text.txt")
-OUTPUTS = ("recordings", "base", "adapter", "model", "report", "metrics.json")
+OUTPUTS = ("recordings", "windows", "base", "adapter", "model", "report", "metrics.json")
 
 
 @dataclasses.dataclass
@@ -98,7 +99,7 @@ def main(arguments: DemoArguments) -> None:
     task = load_task("Workload")
     # a gain of ten against the paper's 100: a small model needs an input of about unit size
     feature_extractor = EEGFeatureExtractor(
-        scale=10.0, notch_frequency=float(task.notch_hz), window_seconds=task.window_seconds
+        scale=10.0, notch_frequency=task.notch_hz, window_seconds=task.windows.seconds
     )
 
     announce("1/6  Recordings and windows")
@@ -140,9 +141,9 @@ def main(arguments: DemoArguments) -> None:
     probabilities = answer_probabilities(
         reloaded,
         processor,
-        list(data.test[:]["signal"]),
+        list(signals(data.test)),
         task,
-        ch_names=[list(names) for names in data.test[:]["channels"]],
+        ch_names=[list(names) for names in data.test["channels"]],
         prepared_by=data.test[0]["recipe_id"],
     )
     metrics = measure(probabilities, data, task, feature_extractor)
@@ -171,14 +172,18 @@ class DemoData:
         corpus: windows of the training subjects' whole recordings, for tokenizer and pre-training.
         train: the task's windows of the training subjects, four times as dense as the task asks for.
         train_task, test: the task's windows as the task asks for them.
-        split: part -> subjects.
     """
 
     corpus: Dataset
     train: Dataset
     train_task: Dataset
     test: Dataset
-    split: dict[str, list[str]]
+
+    @property
+    def split(self) -> dict[str, list[str]]:
+        """Part -> subjects."""
+        parts = {"train": self.train_task, "test": self.test}
+        return {part: sorted(set(windows["subject"])) for part, windows in parts.items()}
 
 
 def prepare_output(output: Path) -> None:
@@ -204,27 +209,39 @@ def make_recordings(arguments: DemoArguments) -> Path:
 def load_windows(
     folder: Path, task: Task, feature_extractor: EEGFeatureExtractor, arguments: DemoArguments
 ) -> DemoData:
-    """Reads and filters whole recordings, splits by subject, cuts windows."""
-    recordings = find_workload_recordings(folder)
-    split = split_subjects([recording.subject for recording in recordings], seed=arguments.seed)
-    train = [recording for recording in recordings if recording.subject in split.train]
-    test = [recording for recording in recordings if recording.subject in split.test]
+    """Prepares the recordings, split by subject, in three ways."""
 
-    def windows(chosen: list, **changes: Any) -> Dataset:
-        return window_recordings(chosen, dataclasses.replace(task, **changes), feature_extractor).dataset.with_format(
-            "numpy"
+    def windows(name: str, **changes: Any) -> Path:
+        output = arguments.output / "windows" / name
+        summary = prepare_dataset(
+            dataclasses.replace(task, windows=dataclasses.replace(task.windows, **changes)),
+            folder,
+            output,
+            feature_extractor=feature_extractor,
+            split_rule="subject",
+            shares={"train": 0.75, "test": 0.25},
+            seed=arguments.seed,
+            workers=os.cpu_count(),
         )
+        if summary.failed:
+            raise ValueError(f"{folder}: {summary.failed[0]['recording']}: {summary.failed[0]['error']}")
+        return output
 
+    as_asked = windows("task")
     data = DemoData(
-        corpus=windows(train, last_seconds=None),
-        train=windows(train, stride_seconds=0.5),
-        train_task=windows(train),
-        test=windows(test),
-        split={"train": split.train, "test": split.test},
+        corpus=load_prepared(windows("corpus", last_seconds=None, stride_seconds=None), "train"),
+        train=load_prepared(windows("dense", stride_seconds=0.5), "train"),
+        train_task=load_prepared(as_asked, "train"),
+        test=load_prepared(as_asked, "test"),
     )
-    print(f"{len(recordings)} recordings; {len(data.corpus)} windows to learn the signal from, {len(data.train)} with")
-    print(f"an answer, {len(data.test)} of held-out subjects {', '.join(split.test)}")
+    print(f"{len(data.corpus)} windows to learn the signal from, {len(data.train)} with an answer,")
+    print(f"{len(data.test)} of held-out subjects {', '.join(data.split['test'])}")
     return data
+
+
+def signals(windows: Dataset) -> np.ndarray:
+    """float32 (windows, channels, samples)"""
+    return np.stack([row_signal(row) for row in windows])
 
 
 def training_arguments(arguments: DemoArguments, steps: int, **kwargs: Any) -> TrainingArguments:
@@ -368,11 +385,11 @@ def instruction_tune(
 
 def measure(probabilities: np.ndarray, data: DemoData, task: Task, feature_extractor: EEGFeatureExtractor) -> Metrics:
     """Held-out scores of the model and of the plain baseline on the same windows."""
-    labels, subjects = np.asarray(data.test["label"][:]), list(data.test["subject"][:])
+    labels, subjects = np.asarray(data.test["label"]), list(data.test["subject"])
     baseline = baseline_probabilities(
-        np.asarray(data.train_task[:]["signal"]),
-        np.asarray(data.train_task[:]["label"]),
-        np.asarray(data.test[:]["signal"]),
+        signals(data.train_task),
+        np.asarray(data.train_task["label"]),
+        signals(data.test),
         sampling_rate=feature_extractor.sampling_rate,
     )
     scores: dict[str, float] = {}
@@ -386,7 +403,7 @@ def measure(probabilities: np.ndarray, data: DemoData, task: Task, feature_extra
             if len(set(subjects)) > 1:
                 intervals[prefix + name] = list(interval_over_subjects(metric, labels, values, subjects))
     counts = {
-        part: {answer: int((np.asarray(windows[:]["label"]) == index).sum()) for answer, index in task.answers.items()}
+        part: {answer: int((np.asarray(windows["label"]) == index).sum()) for answer, index in task.answers.items()}
         for part, windows in (("train", data.train_task), ("test", data.test))
     }
     return Metrics(
@@ -422,12 +439,10 @@ def draw(
         """(seconds x channels, samples of a second) -> (channels, samples)"""
         return patches.view(-1, len(channels), patches.shape[-1]).transpose(0, 1).flatten(1).cpu().numpy()
 
-    labels = np.asarray(data.test[:]["label"])
+    labels = np.asarray(data.test["label"])
     confusion = np.zeros((len(task.classes), len(task.classes)), dtype=int)
     np.add.at(confusion, (labels, probabilities.argmax(1)), 1)
-    frequencies, power = mean_spectra(
-        np.asarray(data.test[:]["signal"]) * feature_extractor.scale, feature_extractor.sampling_rate
-    )
+    frequencies, power = mean_spectra(signals(data.test) * feature_extractor.scale, feature_extractor.sampling_rate)
     return {
         "reconstruction": plot_reconstruction(traces(outputs.target_raw[0]), traces(outputs.raw[0]), channels),
         "spectra": plot_spectra(

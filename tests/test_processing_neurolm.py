@@ -109,7 +109,7 @@ def test_a_wrong_unit_is_caught(factor, unit, likely):
 
 
 def test_a_wrong_unit_in_a_file_header_is_caught(tmp_path):
-    for unit in ("UV", "n/a", ""):
+    for unit in ("n/a", ""):
         path = write_edf(tmp_path / "unit.edf", unit=unit)
         with pytest.raises(ValueError, match=r"unit.edf: read in V.*pass unit='uV'"):
             make_extractor()(path)
@@ -304,9 +304,10 @@ def test_prepared_data_say_by_which_recipe():
     for arguments, message in (({"sampling_rate": 250}, "at 200 Hz"), ({"unit": "uV"}, "leave unit='uV' out")):
         with pytest.raises(ValueError, match=message):
             extractor(prepared.values, NAMES, prepared_by=extractor.recipe_id, **arguments)
-    prepared.values[0, 3] = np.nan
+    values = prepared.values
+    values[0, 3] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        extractor(prepared.values, NAMES, prepared_by=extractor.recipe_id)
+        extractor(values, NAMES, prepared_by=extractor.recipe_id)
     with pytest.raises(TypeError, match="prepared data are arrays"):
         extractor(make_raw(), prepared_by=extractor.recipe_id)
 

@@ -22,7 +22,13 @@ from neurolm_hf.processing_neurolm import train_text_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 CODE = {"configuration_neurolm.py", "modeling_neurolm.py"}
-PROCESSING = {"processing_neurolm.py", "reading_neurolm.py", "processor_config.json", "chat_template.jinja"}
+PROCESSING = {
+    "filtering_neurolm.py",
+    "processing_neurolm.py",
+    "reading_neurolm.py",
+    "processor_config.json",
+    "chat_template.jinja",
+}
 SAMPLE = 1
 ARGUMENTS = {
     "text": "[SEP]Question: Is it? Answer:",

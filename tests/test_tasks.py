@@ -1,15 +1,25 @@
 """Tasks: the shipped file against the facts, prompts word for word, errors that say what is wrong."""
 
 import json
-from dataclasses import fields
-from pathlib import Path
 
 import pytest
+from recording_files import SHARED, needs_shared
+from task_layouts import TABLE_TASK
 
+from neurolm_hf.task_sections import AnnotationLabels, RecordingFiles, SubjectSplit, Windows
 from neurolm_hf.tasks import TASK_FILES, Task, load_task
 
 
-FACTS = Path(__file__).parents[2] / "shared" / "facts" / "tasks.json"
+FACTS = SHARED / "facts" / "tasks.json"
+SIDECAR = {
+    "source": "sidecar",
+    "file": "{stem}.txt",
+    "delimiter": ",",
+    "header_lines": 0,
+    "start": 0,
+    "end": 1,
+    "label": 2,
+}
 
 
 @pytest.fixture
@@ -33,11 +43,13 @@ def lettered(**changes):
         "name": "Sleep",
         "question": "Question: Which sleep type is this? Options: (A) Wake. (B) REM. (C) Other.",
         "answers": {"(A)": 0, "(B)": 1, "(C)": 2},
+        "metrics": ("accuracy",),
         "channels": None,
-        "window_seconds": 30,
-        "stride_seconds": None,
-        "last_seconds": None,
         "notch_hz": 50,
+        "recordings": RecordingFiles("any"),
+        "labels": AnnotationLabels("annotations"),
+        "windows": Windows(30),
+        "split": SubjectSplit("subject", {"train": 1.0}),
     }
     return Task(**(values | changes))
 
@@ -65,29 +77,51 @@ def test_classes_follow_their_index(workload):
     }
 
 
-@pytest.mark.skipif(not FACTS.exists(), reason="needs ../shared/facts")
-def test_workload_agrees_with_the_facts(workload):
-    facts = json.loads(FACTS.read_text())["Workload"]
-    assert workload.question == facts["question"]
-    assert list(workload.answers.items()) == list(facts["answers"].items())
-    assert list(workload.channels) == facts["channels"]
-    assert (workload.window_seconds, workload.notch_hz) == (facts["seconds"], facts["notch_hz"])
-    assert facts["windows"].startswith(
-        f"last {workload.last_seconds} s of each file, {workload.window_seconds} s long, "
-        f"stride {workload.stride_seconds} s"
+@needs_shared
+@pytest.mark.parametrize("name", ["TUAB", "TUEV", "SEED", "HMC", "Workload", "TUSL"])
+def test_the_paper_s_tasks_agree_with_the_facts(name):
+    task, facts = load_task(name), json.loads(FACTS.read_text())[name]
+    assert task.question == facts["question"]
+    assert list(task.answers.items()) == list(facts["answers"].items())
+    assert list(task.metrics) == facts["metrics"]
+    assert (task.windows.seconds, task.notch_hz) == (facts["seconds"], facts["notch_hz"])
+    assert task.channels == (tuple(facts["channels"]) if isinstance(facts["channels"], list) else None)
+    assert task.prompt().endswith("Answer: (" if name in ("TUEV", "HMC", "TUSL") else "Answer:")
+
+
+@needs_shared
+def test_seed_s_trials_agree_with_the_facts():
+    task, facts = load_task("SEED"), json.loads(FACTS.read_text())["SEED"]
+    trials = task.labels.trials
+    assert [trial.start for trial in trials] == facts["trial_start_s"]
+    assert [trial.end - 1 for trial in trials] == facts["trial_end_s"]
+    assert [trial.label for trial in trials] == facts["trial_labels"]
+    assert [trial.split for trial in trials] == 9 * ["train"] + 3 * ["validation"] + 3 * ["test"]
+    assert sum((trial.end - trial.start) // 4 for trial in trials) == 855
+
+
+def test_a_corpus_asks_nothing():
+    corpus = load_task("TUEG")
+    assert (corpus.question, corpus.answers, corpus.classes, corpus.lettered) == (None, {}, (), False)
+    with pytest.raises(ValueError, match="TUEG is a corpus to pre-train on: it has no question"):
+        corpus.prompt()
+
+
+def test_a_line_about_each_task():
+    assert load_task("Workload").describe() == (
+        "Workload: Is this EEG segment of high workload? No, Yes. Windows of 4 s; split by counts; folder: "
+        "SubjectNN_1.edf (rest) and SubjectNN_2.edf (mental arithmetic)."
+    )
+    assert load_task("TUSL").describe().startswith("TUSL: Which type does this EEG segment belong to? Options: (A) ba")
+    assert load_task("TUEG").describe() == (
+        "TUEG: a corpus to pre-train on, nothing is asked. Windows as long as the token budget holds; split by "
+        "subject; folder: SUBJECT_*.edf in any folder."
     )
 
 
-@pytest.mark.skipif(not FACTS.exists(), reason="needs ../shared/facts")
-@pytest.mark.parametrize("name", ["TUAB", "TUEV", "SEED", "HMC", "TUSL"])
-def test_the_format_holds_the_other_tasks(tmp_path, name):
-    facts = json.loads(FACTS.read_text())[name]
-    channels = facts["channels"] if isinstance(facts["channels"], list) else None
-    content = {"name": name, "question": facts["question"], "answers": facts["answers"], "channels": channels}
-    content |= {"window_seconds": facts["seconds"], "stride_seconds": None, "last_seconds": None}
-    task = load_task(write(tmp_path, content | {"notch_hz": facts["notch_hz"]}))
-    assert task.answers == facts["answers"]
-    assert task.prompt().endswith("Answer: (" if name in ("TUEV", "HMC", "TUSL") else "Answer:")
+def test_which_published_splits_are_by_subject():
+    tasks = [load_task(path) for path in TASK_FILES.glob("*.json")]
+    assert sorted(task.name for task in tasks if not task.split.by_subject) == ["SEED", "TUSL"]
 
 
 def test_names_in_any_case_and_paths(workload):
@@ -108,9 +142,10 @@ def test_unknown_names_and_answers(workload, tmp_path):
 def test_files_that_are_no_task(tmp_path, content):
     for text, message in (
         ("{", r"task\.json is not JSON"),
-        ("[]", "holds a list"),
-        (content | {"colour": "red"}, "fields that no task has: colour"),
-        ({key: value for key, value in content.items() if key != "question"}, "lacks question"),
+        ('{"name": "a", "answers": {"No": 0, "No": 1}}', r"task\.json is not JSON: an object has No twice"),
+        ("[]", r"task\.json must be a JSON object, got \[\]"),
+        (content | {"colour": "red"}, "has no field colour"),
+        ({key: value for key, value in content.items() if key != "question"}, r"task\.json lacks question"),
     ):
         with pytest.raises(ValueError, match=message):
             load_task(write(tmp_path, text))
@@ -130,21 +165,78 @@ def test_files_that_are_no_task(tmp_path, content):
         ("channels", []),
         ("channels", ["CZ", "CZ"]),
         ("channels", ["CZ", 3]),
-        ("window_seconds", 0),
-        ("window_seconds", "4"),
-        ("stride_seconds", 0),
-        ("stride_seconds", True),
-        ("last_seconds", 3),
         ("notch_hz", -50),
-        ("notch_hz", None),
+        ("notch_hz", "50"),
+        ("metrics", ["beauty"]),
+        ("unknown_channels", "keep"),
+        ("drop_channels", ["A1"]),
+        ("labels", {"source": "none"}),
+        ("recordings", {"layout": "any", "pattern": "(?P<subject>.*)"}),
     ],
 )
 def test_malformed_fields_are_named_with_the_file(tmp_path, content, field, value):
-    with pytest.raises(ValueError, match=rf"task\.json.*{field} must"):
+    with pytest.raises(ValueError, match=rf"task\.json.*{field}(\[.*\])? must"):
         load_task(write(tmp_path, content | {field: value}))
 
 
-def test_every_shipped_file_is_complete():
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("recordings", {"layout": "any", "pattern": "("}, "recordings: pattern must be a regular expression"),
+        ("recordings", {"layout": "any", "pattern": ".*"}, r"recordings: pattern must have a group \(\?P<subject>"),
+        (
+            "recordings",
+            {"layout": "any", "pattern": "(?P<subject>.)(?P<run>.)"},
+            "recordings: pattern must have no groups but subject, split and label; got run",
+        ),
+        ("question", None, r"answers must be empty \('none' for labels\) where question is null"),
+        ("labels", {"source": "guess"}, "labels: source must be 'none', 'path', .* got 'guess'"),
+        ("labels", {"source": "path", "map": {"1": "Maybe"}}, "labels must map '1' to an answer or null; got 'Maybe'"),
+        ("labels", {"source": "trials", "trials": []}, "labels: trials must hold at least one"),
+        (
+            "labels",
+            {"source": "trials", "trials": [{"start": 5, "end": 5, "label": "Yes"}]},
+            r"labels: trials\[0\]: start and end must be 0 <= start < end; got 5 and 5",
+        ),
+        ("labels", {"source": "sidecar", "file": "{stem}.txt"}, "labels lacks delimiter, header_lines, label, start"),
+        ("labels", SIDECAR | {"file": "a.txt"}, r"labels: file must have \{stem\}"),
+        ("labels", SIDECAR | {"duration": 3}, "labels: either end or duration must be given"),
+        ("labels", SIDECAR | {"start": "onset"}, "labels: header_lines must be 1 or more where columns are named"),
+        ("labels", SIDECAR, "windows must not leave out parts of a recording whose events"),
+        ("windows", {"seconds": 0}, "windows: seconds must be above 0"),
+        ("windows", {"seconds": 4.5}, "windows: seconds must be a whole number or null, got 4.5"),
+        ("windows", {"seconds": 4, "stride_seconds": 0}, "windows: stride_seconds must be above 0"),
+        (
+            "windows",
+            {"seconds": 4, "stride_seconds": True},
+            "windows: stride_seconds must be a number or null, got True",
+        ),
+        ("windows", {"seconds": 4, "last_seconds": 3}, "windows: last_seconds must hold at least one window"),
+        ("windows", {"seconds": 4, "before_seconds": -1}, "windows: before_seconds must be 0 or more"),
+        ("split", {"rule": "chance"}, "split: rule must be 'folders', .* got 'chance'"),
+        ("split", {"rule": "subject", "shares": {"train": 0.5}}, "split: shares must be 0 or more and add up to 1"),
+        ("split", {"rule": "subject", "shares": {"tests": 1}}, "split: shares must be of train, validation, test"),
+        ("split", {"rule": "counts", "train": 1, "validation": 1, "recordings": 2}, "split: train, .* leave some"),
+        ("split", {"rule": "folders", "folders": {"a": "train"}}, r"recordings must have a pattern with .*\?P<split>"),
+        (
+            "split",
+            {"rule": "folders", "folders": {"a": "dev"}},
+            r"split: folders\['a'\] must be 'train', 'validation'",
+        ),
+        ("split", {"rule": "trials"}, "split must not be by trials unless every trial, or a table"),
+    ],
+)
+def test_malformed_sections_are_named_with_the_file(tmp_path, content, section, value, message):
+    with pytest.raises(ValueError, match=rf"task\.json.*{message}"):
+        load_task(write(tmp_path, content | {section: value}))
+
+
+def test_a_user_s_task_may_leave_out_what_has_a_default(tmp_path):
+    task = load_task(write(tmp_path, TABLE_TASK))
+    assert (task.drop_channels, task.unknown_channels) == ((), "raise")
+    assert (task.windows.last_seconds, task.windows.wrap) == (None, False)
+
+
+def test_every_shipped_file_is_named_after_its_task():
     for path in TASK_FILES.glob("*.json"):
-        assert list(json.loads(path.read_text())) == [field.name for field in fields(Task)], path
         assert load_task(path).name.lower() == path.stem

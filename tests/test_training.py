@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQModel
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
 from neurolm_hf.reading_neurolm import CHANNEL_VOCABULARY
+from neurolm_hf.storage import encode_row
 from neurolm_hf.tasks import load_task
 from neurolm_hf.training import (
     CodebookCallback,
@@ -80,6 +81,31 @@ def test_window_is_time_major_with_the_vocabulary_s_ids() -> None:
     np.testing.assert_array_equal(segment.values[3], ROWS[1]["signal"][1, 200:400])
 
 
+def stored(given: dict) -> dict:
+    """The row as a prepared set holds it."""
+    place = {"subject": "s", "recording": "a.edf", "start": 0.0}
+    recipe = {"sampling_rate": 200, "unit": "100uV", "recipe_id": EEGFeatureExtractor().recipe_id}
+    row = encode_row(given["signal"], given["channels"], **place, **recipe, task=TASK, answer=given["answer"])
+    return {**row, "signal": np.asarray(row["signal"], np.float32), "channels": np.array(row["channels"], object)}
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_stored_rows_give_the_batches_of_plain_ones(processor: NeuroLMProcessor, index: int) -> None:
+    rounded = [{**one, "signal": one["signal"].astype(np.float16)} for one in ROWS]
+    collate = collators(processor)[index]
+    plain, read = collate(rounded), collate([stored(one) for one in ROWS])
+    assert plain.keys() == read.keys()
+    assert all(torch.equal(plain[name], read[name]) for name in plain)
+
+
+def test_channels_of_a_stored_row_are_dropped_with_their_signal() -> None:
+    torch.manual_seed(0)
+    kept = drop_channels(stored(ROWS[0]), 0.5)
+    assert 0 < len(kept["channels"]) < 3
+    for name, signal in zip(kept["channels"], kept["signal"], strict=True):
+        np.testing.assert_allclose(signal, ROWS[0]["signal"][ROWS[0]["channels"].index(name)], rtol=1e-3, atol=1e-6)
+
+
 def test_eeg_collator_pads_different_montages() -> None:
     batch = EEGCollator(EEGFeatureExtractor())(ROWS)
     assert batch["input_values"].shape == (4, 6, 200)
@@ -125,11 +151,7 @@ def test_instruction_labels_are_what_follows_the_prompt(processor: NeuroLMProces
 
 
 def test_instruction_labels_of_lettered_answers(processor: NeuroLMProcessor) -> None:
-    import dataclasses
-
-    lettered = dataclasses.replace(
-        TASK, question="Question: Which? Options: (A) x. (B) y.", answers={"(A)": 0, "(B)": 1}
-    )
+    lettered = load_task("TUSL")
     batch = InstructionCollator(processor, lettered)([{**ROWS[0], "answer": "(B)"}])
     labels = batch["labels"][0]
     assert processor.tokenizer.decode(labels[labels != -100]) == "B) <|endoftext|>"

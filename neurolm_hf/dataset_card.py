@@ -1,0 +1,261 @@
+"""The card of a prepared set, made from what its JSON files and shards say, and the set's way to the Hub."""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .storage import write_text
+
+
+# What is known of the six tasks' and the shipped corpora's sources, by task name. For others the card says that it
+# does not know.
+SOURCES = {
+    **dict.fromkeys(
+        ("TUAB", "TUEV", "TUSL", "TUEG"),
+        "Temple University Hospital EEG Corpus, given out on request by the Neural Engineering Data Consortium. Its "
+        "terms decide whether anything made from it may be passed on: see the source.",
+    ),
+    "SEED": "SEED, given out on request by the BCMI laboratory of Shanghai Jiao Tong University. Its terms decide "
+    "whether anything made from it may be passed on: see the source.",
+    "HMC": "PhysioNet, Haaglanden Medisch Centrum sleep staging database: CC BY 4.0.",
+    "Workload": "PhysioNet, EEG During Mental Arithmetic Tasks: Open Data Commons Attribution License 1.0 (ODC-By).",
+    "EEGMMIDB": "PhysioNet, EEG Motor Movement/Imagery Dataset: Open Data Commons Attribution License 1.0 (ODC-By).",
+}
+_LISTED = 50  # files by name; more are in summary.json
+_UPLOADED = ["README.md", "preparation.json", "summary.json", "data/*/*.parquet", "reports/*.json"]
+_HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_RULES = {
+    "subject": "by subject",
+    "folders": "the folders of the source, validation taken from the training subjects",
+    "counts": "by the number of files, in name order",
+    "shares": "by shares of the files, in name order",
+    "trials": "by trials inside each recording",
+}
+
+
+def write_card(folder: str | Path, licence: str | None = None) -> Path:
+    """Writes `README.md` into a prepared folder: what is in it, how it was made, and how to load it.
+
+    Figures come from `preparation.json`, `summary.json` and the label column of the shards; the same folder gives the
+    same bytes. Its header names the files of every split, so that `load_dataset(folder)` works.
+
+    Args:
+        folder: a finished prepared set.
+        licence: of the recordings: an identifier of the Hub such as `odc-by`, or words of your own. Without one the
+            card says what is known of the source.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: the folder holds no finished set.
+    """
+    folder = Path(folder)
+    preparation, summary = read_description(folder)
+    sections = [
+        _header(preparation, summary, licence),
+        f"# {preparation['task']}: EEG windows prepared for NeuroLM\n",
+        _what_is_asked(preparation["task_file"]),
+        _contents(folder, preparation["task_file"], summary),
+        _preparation(preparation),
+        _split(preparation, summary),
+        _losses(summary),
+        _LOADING.format(split=next(iter(summary["windows"]), "train")),
+        "## Source\n\n" + _source(preparation["task"], licence) + "\n",
+    ]
+    card = folder / "README.md"
+    write_text(card, "\n".join(section for section in sections if section))
+    return card
+
+
+def push_prepared(
+    folder: str | Path, repo_id: str, *, private: bool = True, revision: str | None = None, token: str | None = None
+) -> str:
+    """Uploads a prepared folder to a dataset repository of the Hub, which is made if it is not there.
+
+    Sent are the card, the two JSON files, the shards and the reports; nothing else that may lie in the folder.
+
+    Args:
+        folder: a finished prepared set with its card.
+        repo_id: `name/of-the-repository`.
+        private: whether a new repository is private. One that exists stays as it is.
+        revision: a branch to upload to, made if it is not there; None: the main one.
+        token: of the Hub; None: the one that `hf auth login` has kept.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: the folder holds no finished set, or no card.
+        OSError: what the Hub refuses (`huggingface_hub.errors.HfHubHTTPError`).
+    """
+    from huggingface_hub import HfApi
+
+    folder = Path(folder)
+    preparation, summary = read_description(folder)
+    if not (folder / "README.md").is_file():
+        raise ValueError(f"{folder} has no card: write it with write_card first.")
+    api = HfApi(token=token)
+    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        repo_type="dataset",
+        folder_path=os.fspath(folder),
+        revision=revision,
+        allow_patterns=_UPLOADED,
+        delete_patterns=_UPLOADED,  # shards of an earlier upload that this folder does not have
+        commit_message=f"{preparation['task']}, fingerprint {summary['fingerprint'][:12]}",
+    )
+    return str(commit.commit_url)
+
+
+def read_description(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`preparation.json` and `summary.json` of a finished prepared set.
+
+    Raises:
+        ValueError: one of them is not there or is not JSON.
+    """
+    contents = []
+    for name in ("preparation.json", "summary.json"):
+        file = Path(folder) / name
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no finished prepared set: it has no {name}.")
+        try:
+            contents.append(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON: {error}.") from error
+    return contents[0], contents[1]
+
+
+def _header(preparation: Mapping[str, Any], summary: Mapping[str, Any], licence: str | None) -> str:
+    """The YAML that the Hub and `load_dataset` read. A JSON string is a YAML string."""
+    lines = ["---", f"pretty_name: {json.dumps(preparation['task'] + ' prepared for NeuroLM')}"]
+    if licence is not None:
+        lines.append(f"license: {licence if _HUB_LICENCE.fullmatch(licence) else 'other'}")
+    lines += ["tags:", "- eeg", "- neurolm", f"- {json.dumps(preparation['task'].lower())}"]
+    lines += ["configs:", "- config_name: default", "  data_files:"]
+    for split in summary["windows"]:
+        lines += [f"  - split: {split}", f"    path: data/{split}/*.parquet"]
+    return "\n".join([*lines, "---", ""])
+
+
+def _what_is_asked(task: Mapping[str, Any]) -> str:
+    if task["question"] is None:
+        return "A corpus to pre-train on: nothing is asked about the windows.\n"
+    answers = ", ".join(f"{answer} (class {index})" for answer, index in task["answers"].items())
+    return f"> {task['question']}\n\nAnswers: {answers}.\n"
+
+
+def _contents(folder: Path, task: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Subjects, hours and windows by split, and windows by answer."""
+    answers = list(task["answers"])
+    labels = {split: _count_labels(folder / "data" / split) for split in summary["windows"]}
+    head = ["split", "subjects", "hours", "windows", *answers]
+    rows = [
+        [
+            split,
+            f"{summary['subjects'][split]:,}",
+            f"{summary['hours'][split]:,.2f}",
+            f"{count:,}",
+            *(f"{labels[split][index]:,}" for index in range(len(answers))),
+        ]
+        for split, count in summary["windows"].items()
+    ]
+    return f"## Contents\n\n{_table(head, rows)}\nFingerprint of the shards: `{summary['fingerprint']}`\n"
+
+
+def _count_labels(shards: Path) -> Counter[int]:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError('a card needs pyarrow: pip install "neurolm_hf[data]"') from error
+    counts: Counter[int] = Counter()
+    for shard in sorted(shards.glob("*.parquet")):
+        counts.update(pq.read_table(shard, columns=["label"]).column("label").to_pylist())
+    return counts
+
+
+def _preparation(preparation: Mapping[str, Any]) -> str:
+    recipe = preparation["recipe"]
+    low, high = recipe["band"]
+    steps = []
+    if recipe["do_filter"]:
+        steps.append(f"band-passed {low:g}–{high:g} Hz")
+    if recipe["do_notch"] and recipe["notch_frequency"] is not None:
+        steps.append(f"notched at {recipe['notch_frequency']:g} Hz")
+    if recipe["do_resample"]:
+        steps.append(f"resampled to {recipe['sampling_rate']} Hz")
+    if recipe["reference"] is not None:
+        steps.append(f"referenced to the {recipe['reference']}")
+    if recipe["do_rescale"]:
+        steps.append(f"divided by {recipe['scale']:g} µV")
+    lines = [f"Whole recordings in microvolts were {', '.join(steps) or 'left as they were'}, and then cut."]
+    channels = preparation["task_file"]["channels"]
+    lines.append(f"Channels: {', '.join(channels) if channels else 'those of each recording'}.")
+    lines.append(f"Recipe `{preparation['recipe_id']}`, neurolm_hf {preparation['neurolm_hf']}.")
+    return "## Preparation\n\n" + "\n".join(lines) + "\n"
+
+
+def _split(preparation: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    chosen = preparation["split_rule"]
+    rule = preparation["task_file"]["split"]["rule"] if chosen in (None, "published") else chosen
+    lines = [f"Split: {_RULES.get(rule, rule)}."]
+    lines += [f"- {note}" for note in summary["notes"]]
+    return "## Split\n\n" + "\n".join(lines) + "\n"
+
+
+def _losses(summary: Mapping[str, Any]) -> str:
+    """Windows left out by reason, and files that failed."""
+    left_out: Counter[str] = Counter()
+    for file in summary["files"]:
+        for part in file["left_out"]:
+            left_out[part["reason"]] += part["windows"]
+    parts = []
+    if left_out:
+        parts.append(_table(["windows", "left out because"], [[f"{n:,}", why] for why, n in sorted(left_out.items())]))
+    if failed := [[file["recording"], file["error"]] for file in summary["files"] if file["error"] is not None]:
+        more = f"\n{len(failed) - _LISTED:,} more: see `summary.json`.\n" if len(failed) > _LISTED else ""
+        count = f"{len(failed):,} of {len(summary['files']):,} recordings could not be used.\n\n"
+        parts.append(count + _table(["recording", "reason"], failed[:_LISTED]) + more)
+    return "## Left out\n\n" + "\n".join(parts) if parts else ""
+
+
+def _source(task: str, licence: str | None) -> str:
+    known = SOURCES.get(task)
+    if licence is not None:
+        return f"Licence of the recordings: {licence}." + (f" {known}" if known else "")
+    return known or "The licence of the recordings is not known to the tool that wrote this card: see the source."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+_LOADING = """\
+## Loading
+
+With the path of this folder, or the repository's name, in place of `FOLDER`:
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("FOLDER", split="{split}").with_format("numpy")
+row = dataset[0]
+signal = row["signal"].reshape(len(row["channels"]), -1)  # (channels, samples) in row["unit"]
+```
+
+With neurolm_hf, `neurolm_hf.storage.load_prepared(folder, split)` gives the same rows, and `row_signal(row)` the
+signal of each.
+"""

@@ -1,0 +1,323 @@
+"""From a folder of recordings to a prepared set: one recording at a time, on any number of workers, resumable.
+
+A recording is opened, filtered, cut into the task's windows and written as rows; its report follows. Started again, a
+run passes over the recordings whose report and shards are as they should be.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from glob import escape
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mne import use_log_level
+from transformers.utils.logging import tqdm
+
+from . import __version__
+from .dataset_card import write_card
+from .prepared_set import (
+    Summary,
+    file_sha256,
+    open_output,
+    remove_leftovers,
+    shard_name,
+    summarize,
+    text_sha256,
+    to_json,
+    unlink_all,
+)
+from .processing_neurolm import EEGFeatureExtractor
+from .reading_neurolm import UnknownChannels
+from .recordings import Recording, find_recordings
+from .splits import assign_splits
+from .storage import SPLITS, STORAGE, Row, ShardWriter, encode_row, write_text
+from .task_sections import SidecarLabels
+from .tasks import Task
+from .windows import place_windows, read_window, select_channels, window_length
+
+
+class Plan(NamedTuple):
+    """What is done to every recording."""
+
+    task: Task
+    feature_extractor: EEGFeatureExtractor
+    unit: str | None
+    unknown_channels: UnknownChannels
+
+
+def prepare_dataset(
+    task: Task,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    feature_extractor: EEGFeatureExtractor,
+    split_rule: Literal["subject"] | None = None,
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
+    unit: str | None = None,
+    unknown_channels: UnknownChannels | None = None,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    licence: str | None = None,
+) -> Summary:
+    """Prepares the recordings of a folder for a task. Started again after an interruption, it goes on.
+
+    A recording that cannot be used stops nothing: its `error` says why, and the next run tries it again.
+
+    Args:
+        task: which recordings, labels, windows and splits.
+        folder: holds the recordings in the task's layout.
+        output: folder of the prepared set.
+        feature_extractor: its recipe is applied; its window settings hold where the task has none.
+        split_rule, shares, seed: as in `assign_splits`.
+        unit: of all recordings, where what the files say is wrong.
+        unknown_channels: 'raise' or 'drop'; None: what the task says.
+        workers: processes; None: what joblib's active `parallel_config` says, else one.
+        shard: (i, n): only every n-th recording, from the i-th; the n parts may run anywhere and at any time, with the
+            same output folder. Splits do not depend on it.
+        licence: of the recordings, for the card.
+
+    Returns:
+        The summary of all that is in `output` by now.
+
+    Raises:
+        FileNotFoundError, ValueError: what `find_recordings` or `assign_splits` refuse, an output folder of another
+            preparation, a part that does not exist.
+        ImportError: a package is missing.
+        OSError: `output` cannot be written to.
+    """
+    index, parts = shard
+    if not 0 <= index < parts:
+        raise ValueError(f"A shard i/n has 0 <= i < n, got {index}/{parts}.")
+    plan = Plan(task, feature_extractor, unit, unknown_channels or task.unknown_channels)
+    folder, output = Path(folder).absolute(), Path(output).absolute()  # workers may stand elsewhere
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = find_recordings(task, folder)
+    recordings, notes = assign_splits(task, found, rule=split_rule, shares=shares, seed=seed)
+    notes += [str(one.message).removeprefix(f"{folder}: ") for one in caught]
+    settings = {
+        **describe_plan(plan),
+        "split_rule": split_rule or "published",
+        "shares": None if shares is None else dict(shares),
+        "seed": seed,
+    }
+    mine = recordings[index::parts]
+    open_output(output, settings)
+    remove_leftovers(output, {shard_name(one.key) for one in recordings}, {shard_name(one.key) for one in mine})
+    _run(mine, output, plan, workers)
+    summary, missing = summarize(output, [one.key for one in recordings], notes)
+    write_text(output / "summary.json", to_json(asdict(summary)))
+    if not missing:
+        write_card(output, licence)
+    return summary
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """The plan as `preparation.json` keeps it."""
+    return {
+        "neurolm_hf": __version__,
+        "task": plan.task.name,
+        "task_file": asdict(plan.task),
+        "recipe": plan.feature_extractor.recipe,
+        "recipe_id": plan.feature_extractor.recipe_id,
+        "max_tokens": plan.feature_extractor.max_tokens,
+        "unit": plan.unit,
+        "unknown_channels": plan.unknown_channels,
+        "storage": STORAGE,
+    }
+
+
+def prepare_recording(recording: Recording, output: Path, plan: Plan) -> None:
+    """Writes the shards and then the report of one recording, unless they are there already.
+
+    Raises:
+        OSError: `output` cannot be written to. What is wrong with the recording goes into its report.
+    """
+    name = shard_name(recording.key)
+    report_file = output / "reports" / f"{name}.json"
+    report: dict[str, Any] = {
+        "recording": recording.key,
+        "subject": recording.subject,
+        "request": text_sha256(to_json(_described(recording))),
+        "sha256": None,
+        "bytes": None,
+        "files_beside": {},
+        "hours": 0.0,
+        "windows": {},
+        "window_hours": {},
+        "shards": {},
+        "left_out": [],
+        "warnings": [],
+        "error": None,
+    }
+    try:
+        report |= _source(recording.path, plan.task)
+    except OSError as error:
+        report["error"] = _without_paths(str(error), recording)
+    if _is_done(report_file, report, output):
+        return
+    unlink_all([report_file, *(output / "data" / split / f"{name}.parquet" for split in SPLITS)])
+    if report["error"] is None:
+        with _quiet():
+            _write_shards(recording, output, plan, report)
+    report["warnings"] = [_without_paths(text, recording) for text in report["warnings"]]
+    write_text(report_file, to_json(report))
+
+
+def stored_unit(extractor: EEGFeatureExtractor) -> str:
+    """Unit of a prepared value of 1.0."""
+    return f"{extractor.scale:g}uV" if extractor.do_rescale and extractor.scale != 1 else "uV"
+
+
+class _UnusableError(Exception):
+    """A recording cannot be used; the message is for its report."""
+
+
+def _write_shards(recording: Recording, output: Path, plan: Plan, report: dict[str, Any]) -> None:
+    """Reads, cuts and writes one recording; fills in its report. An unusable recording leaves no shard."""
+    name = f"{shard_name(recording.key)}.parquet"
+    writers: dict[str, ShardWriter] = {}
+    try:
+        for split, row in _rows(recording, plan, report):
+            if split not in writers:
+                writers[split] = ShardWriter(output / "data" / split / name, plan.task)
+            writers[split].add(row)
+        for split, writer in sorted(writers.items()):
+            writer.commit()
+            report["shards"][split] = file_sha256(writer.path)
+    except _UnusableError as error:
+        report["error"] = str(error)
+        report |= {"windows": {}, "window_hours": {}, "left_out": []}
+        _discard(writers)
+    except BaseException:
+        _discard(writers)
+        raise
+
+
+def _discard(writers: dict[str, ShardWriter]) -> None:
+    for writer in writers.values():
+        writer.discard()
+
+
+def _rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iterator[tuple[str, Row]]:
+    """(split, row) of each window in turn. Whatever goes wrong with the recording comes as `_UnusableError`."""
+    try:
+        yield from _read_rows(recording, plan, report)
+    except Exception as error:
+        # Readers of damaged files fail in every way there is, and one file must not stop the run. Errors of writing
+        # are raised in the caller, not here.
+        expected = isinstance(error, (ValueError, OSError, ImportError))
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        raise _UnusableError(_without_paths(reason, recording)) from error
+
+
+def _read_rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iterator[tuple[str, Row]]:
+    extractor, task = plan.feature_extractor, plan.task
+    rate = extractor.sampling_rate
+    (prepared,) = extractor.prepare(recording.path, unit=plan.unit, unknown_channels=plan.unknown_channels)
+    report["warnings"] = prepared.report.warnings
+    report["hours"] = prepared.n_samples / rate / 3600
+    prepared = select_channels(task, prepared)
+    windows, left_out = place_windows(task, recording, prepared, extractor)
+    report["warnings"] = prepared.report.warnings
+    report["left_out"] = [{"reason": one.reason, "windows": one.windows} for one in left_out]
+    length = window_length(task, prepared, extractor)
+    for window in windows:
+        counts, hours = report["windows"], report["window_hours"]
+        counts[window.split] = counts.get(window.split, 0) + 1
+        hours[window.split] = counts[window.split] * length / rate / 3600
+        row = encode_row(
+            read_window(prepared, window.start, length),
+            prepared.ch_names,
+            sampling_rate=rate,
+            unit=stored_unit(extractor),
+            subject=recording.subject,
+            recording=recording.key,
+            start=window.start / rate,
+            recipe_id=extractor.recipe_id,
+            task=task,
+            answer=window.answer,
+        )
+        yield window.split, row
+
+
+def _run(recordings: Sequence[Recording], output: Path, plan: Plan, workers: int | None) -> None:
+    """Prepares recordings in parallel, by joblib's active backend, with a progress bar."""
+    try:
+        from joblib import Parallel, delayed
+    except ImportError as error:
+        raise ImportError('Preparing needs joblib: pip install "neurolm_hf[data]"', name="joblib") from error
+    try:
+        parallel = Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
+    except ValueError:  # backends of process pools, Ray's among them, give their results at the end only
+        parallel = Parallel(n_jobs=workers, batch_size=1)
+    jobs = (delayed(prepare_recording)(one, output, plan) for one in recordings)
+    with _quiet():  # here too, for threads share the filter
+        for _ in tqdm(parallel(jobs), total=len(recordings), desc="preparing", unit="file"):
+            pass
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings and MNE's remarks on the screen: those of a recording are in its report."""
+    with warnings.catch_warnings(), use_log_level("ERROR"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _is_done(report_file: Path, wanted: dict[str, Any], output: Path) -> bool:
+    """Whether a report is of this very recording, without an error, and its shards are as it says."""
+    shard = f"{report_file.stem}.parquet"
+    try:
+        report = json.loads(report_file.read_text(encoding="utf-8"))
+        if report["error"] is not None:
+            return False
+        if any(report[name] != wanted[name] for name in ("recording", "request", "sha256", "files_beside")):
+            return False
+        shards = report["shards"].items()
+        return all(file_sha256(output / "data" / split / shard) == sha256 for split, sha256 in shards)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _described(recording: Recording) -> dict[str, Any]:
+    """What else than its files makes the rows of a recording; nothing that says where they lie."""
+    described = {name: value for name, value in asdict(recording).items() if name != "path"}
+    described["rows"] = [{name: cell for name, cell in row.items() if name != "where"} for row in described["rows"]]
+    return described
+
+
+def _source(path: Path, task: Task) -> dict[str, Any]:
+    """Size and sha256 of a recording, and the sha256 of the files beside it that are named after it."""
+    if path.is_dir():  # EGI's .mff is a folder
+        parts = sorted(part for part in path.rglob("*") if part.is_file())
+        lines = [f"{file_sha256(part)} {part.relative_to(path).as_posix()}" for part in parts]
+        size = sum(part.stat().st_size for part in parts)
+        return {"sha256": text_sha256("\n".join(lines)), "bytes": size, "files_beside": {}}
+    # in BIDS the channels and events of sub-1_task-x_eeg.edf are in sub-1_task-x_channels.tsv and so on
+    common = f"{path.stem.rpartition('_')[0]}_" if path.stem.startswith("sub-") else f"{path.stem}."
+    beside = {one.name: one for one in path.parent.glob(f"{escape(common)}*")}
+    if isinstance(task.labels, SidecarLabels):
+        labels = path.with_name(task.labels.file.format(stem=path.stem))
+        beside[labels.name] = labels
+    return {
+        "sha256": file_sha256(path),
+        "bytes": path.stat().st_size,
+        "files_beside": {
+            name: file_sha256(beside[name]) for name in sorted(beside) if name != path.name and beside[name].is_file()
+        },
+    }
+
+
+def _without_paths(text: str, recording: Recording) -> str:
+    """The text with files called by their place in the input folder, so that it reads the same wherever that lies."""
+    for path in (os.path.realpath(recording.path), str(recording.path)):
+        folder = path.removesuffix(recording.key)
+        text = text.replace(path, recording.key)
+        text = text.replace(folder, "") if folder != path else text
+    return text

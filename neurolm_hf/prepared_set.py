@@ -1,0 +1,166 @@
+"""The folder of a prepared set: its settings, its reports, its summary.
+
+    OUT/preparation.json            the settings; a run with others is refused
+    OUT/data/SPLIT/SHARD.parquet    rows, one shard a recording and split
+    OUT/reports/SHARD.json          what became of a recording, written after its shards: without it they do not count
+    OUT/summary.json, README.md     made from the reports, at the end
+
+No file holds a time, an absolute path or anything that depends on the order of work, so that the same recordings and
+settings give the same bytes, however often the work was interrupted, and on however many machines it ran.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .storage import SPLITS, TEMPORARY, write_text
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a prepared set holds, as `summary.json` says it.
+
+    Attributes:
+        files: one entry a recording, in the order of their keys: `recording`, `subject`, `sha256`, `bytes`, `hours`
+            (length of the recording), `windows` (by split), `left_out` (`reason`, `windows`), `warnings`, `error`.
+        windows, hours, subjects: by split; hours are those of the windows, overlaps counted twice.
+        notes: what a user of the set must know, such as a split that is not by subject.
+        fingerprint: sha256 over the shards; equal sets have equal ones.
+    """
+
+    files: list[dict[str, Any]]
+    windows: dict[str, int]
+    hours: dict[str, float]
+    subjects: dict[str, int]
+    notes: list[str]
+    fingerprint: str
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The entries of recordings that could not be prepared."""
+        return [entry for entry in self.files if entry["error"] is not None]
+
+    def __str__(self) -> str:
+        left_out: dict[str, int] = {}
+        for part in (part for entry in self.files for part in entry["left_out"]):
+            left_out[part["reason"]] = left_out.get(part["reason"], 0) + part["windows"]
+        lines = [f"{len(self.files)} recordings, {len(self.failed)} failed"]
+        for split, windows in self.windows.items():
+            hours, subjects = self.hours[split], self.subjects[split]
+            lines.append(f"  {split:<12}{windows:>9} windows {hours:>9.1f} h {subjects:>6} subjects")
+        lines += [f"  left out    {count:>9} windows: {reason}" for reason, count in sorted(left_out.items())]
+        lines += [f"  failed: {entry['recording']}: {entry['error']}" for entry in self.failed]
+        warned = sum(bool(entry["warnings"]) for entry in self.files)
+        lines += [f"  {warned} recordings with warnings: see summary.json"] * bool(warned)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def shard_name(key: str) -> str:
+    """The name of a recording's shards and report: readable, unique, and a file name everywhere."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", str(Path(key).with_suffix(""))).strip("-")[-80:]
+    return f"{readable}-{text_sha256(key)[:8]}"
+
+
+def open_output(output: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder, or sees to it that it is one of the same preparation. Takes its summary away until the end.
+
+    Raises:
+        ValueError: it was prepared with other settings, or holds something else.
+    """
+    file = output / "preparation.json"
+    settings = json.loads(to_json(settings))
+    if file.is_file():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        if different := sorted(name for name in settings | there if settings.get(name) != there.get(name)):
+            changes = "; ".join(f"{name} was {there.get(name)!r}, is {settings.get(name)!r}" for name in different)
+            raise ValueError(
+                f"{output} was prepared with other settings ({changes}). Give another output folder, or the settings "
+                "of the first run."
+            )
+    elif output.exists() and any(not one.name.endswith(TEMPORARY) for one in output.iterdir()):
+        raise ValueError(f"{output} holds other files and no preparation.json. Give an empty or a new output folder.")
+    else:
+        write_text(file, to_json(settings))
+    unlink_all([output / "summary.json", output / "README.md"])  # until the run is complete
+
+
+def remove_leftovers(output: Path, names: set[str], mine: set[str]) -> None:
+    """Removes what belongs to no recording any more, and what a killed run has left half-written.
+
+    Args:
+        output: folder of the prepared set.
+        names: of the shards of all recordings.
+        mine: of those that this run prepares; others may be written by another run at this moment.
+    """
+    for folder in [output / "reports", *(output / "data" / split for split in SPLITS)]:
+        if not folder.is_dir():
+            continue
+        for file in folder.iterdir():
+            name = file.name.lstrip(".").split(".")[0]
+            if name not in names or (name in mine and file.name.endswith(TEMPORARY)):
+                file.unlink(missing_ok=True)
+    if names == mine:
+        unlink_all(output.glob(f".*{TEMPORARY}"))
+
+
+def unlink_all(files: Iterable[Path]) -> None:
+    """Removes files, whether they are there or not."""
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[Summary, list[str]]:
+    """The summary of the reports that are there, and the keys of recordings without one.
+
+    Args:
+        output: folder of the prepared set.
+        keys: of all its recordings, sorted.
+        notes: to begin with.
+    """
+    reports, missing = [], []
+    for key in keys:
+        file = output / "reports" / f"{shard_name(key)}.json"
+        if file.is_file():
+            reports.append(json.loads(file.read_text(encoding="utf-8")))
+        else:
+            missing.append(key)
+    splits = [split for split in SPLITS if any(split in report["windows"] for report in reports)]
+    subjects = {split: {report["subject"] for report in reports if split in report["windows"]} for split in splits}
+    shards = sorted(
+        f"{split}/{shard_name(report['recording'])} {digest}"
+        for report in reports
+        for split, digest in report["shards"].items()
+    )
+    notes = list(notes)
+    if missing:
+        notes.append(f"{len(missing)} of {len(keys)} recordings are not prepared yet, {missing[0]} among them")
+    fields = ("recording", "subject", "sha256", "bytes", "hours", "windows", "left_out", "warnings", "error")
+    summary = Summary(
+        files=[{name: report[name] for name in fields} for report in reports],
+        windows={split: sum(report["windows"].get(split, 0) for report in reports) for split in splits},
+        hours={split: sum(report["window_hours"].get(split, 0.0) for report in reports) for split in splits},
+        subjects={split: len(subjects[split]) for split in splits},
+        notes=notes,
+        fingerprint=text_sha256("\n".join(shards)),
+    )
+    return summary, missing
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """The sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_json(content: Any) -> str:
+    """As the JSON files of a prepared set are written. Keys stay in order, for that of answers is that of classes."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

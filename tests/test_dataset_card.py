@@ -1,0 +1,177 @@
+"""The card says what the folder holds, `load_dataset` reads the folder by it, and its code runs."""
+
+import json
+import re
+
+import huggingface_hub
+import numpy as np
+import pytest
+import yaml
+from datasets import load_dataset
+from prepared_folders import write_prepared
+
+from neurolm_hf.dataset_card import SOURCES, push_prepared, write_card
+from neurolm_hf.tasks import TASK_FILES, load_task
+
+
+RECORDINGS = [
+    ("Subject00_1.edf", "Subject00", "train", {"left_out": [{"reason": "too short | at the end", "windows": 1200}]}),
+    ("Subject00_2.edf", "Subject00", "train"),
+    ("Subject01_1.edf", "Subject01", "train", {"left_out": [{"reason": "too short | at the end", "windows": 34}]}),
+    ("Subject02_2.edf", "Subject02", "test"),
+]
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    return write_prepared(tmp_path / "set", RECORDINGS, notes=["16 of 36 subjects."])
+
+
+def header_of(card):
+    return yaml.safe_load(card.read_text().split("---\n")[1])
+
+
+def test_figures(prepared):
+    text = write_card(prepared).read_text()
+    assert "> Question: Is this EEG segment of high workload?" in text
+    assert "Answers: No (class 0), Yes (class 1)." in text
+    # 3 and 1 recordings of 2 windows, answers in turn
+    assert "| train | 2 | 0.01 | 6 | 4 | 2 |\n| test | 1 | 0.00 | 2 | 0 | 2 |" in text
+    assert "band-passed 0.1–75 Hz, notched at 50 Hz, resampled to 200 Hz, divided by 100 µV, and then cut." in text
+    assert "Channels: FP1, FP2, F3, F4, F7, F8, T3" in text
+    assert "| 1,234 | too short \\| at the end |" in text
+    assert "Split: by the number of files, in name order.\n- 16 of 36 subjects." in text
+    assert SOURCES["Workload"] in text
+    assert "could not be used" not in text
+
+
+def test_a_recipe_of_few_steps_and_a_split_by_subject(prepared):
+    path = prepared / "preparation.json"
+    content = json.loads(path.read_text())
+    off = {"do_filter": False, "do_notch": False, "do_rescale": False, "reference": "average"}
+    path.write_text(json.dumps({**content, "recipe": content["recipe"] | off, "split_rule": "subject"}))
+    text = write_card(prepared).read_text()
+    assert "were resampled to 200 Hz, referenced to the average, and then cut." in text
+    assert "Split: by subject." in text
+
+
+def test_failed_recordings_are_named(prepared):
+    path = prepared / "summary.json"
+    content = json.loads(path.read_text())
+    content["files"] += [
+        {**content["files"][0], "recording": f"bad{i:02d}.edf", "error": "cut\nshort"} for i in range(60)
+    ]
+    path.write_text(json.dumps(content))
+    text = write_card(prepared).read_text()
+    assert "60 of 64 recordings could not be used." in text
+    assert "| bad49.edf | cut short |" in text
+    assert "bad50" not in text
+    assert "10 more: see `summary.json`." in text
+
+
+def test_load_dataset_reads_the_folder_by_its_card(prepared):
+    card = write_card(prepared)
+    assert header_of(card)["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train/*.parquet"},
+        {"split": "test", "path": "data/test/*.parquet"},
+    ]
+    dataset = load_dataset(str(prepared))
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 6, "test": 2}
+    assert dataset["test"].features["label"].names == ["No", "Yes"]
+
+
+def test_the_code_on_the_card_runs(prepared):
+    code = re.search(r"```python\n(.*?)```", write_card(prepared).read_text(), re.DOTALL).group(1)
+    names = {}
+    exec(code.replace("FOLDER", str(prepared)), names)
+    expected = np.random.default_rng(0).normal(size=(2, 800))
+    np.testing.assert_allclose(names["signal"], expected, atol=2e-3)
+    assert names["row"]["unit"] == "100uV"
+
+
+def test_same_folder_same_bytes(prepared):
+    first = write_card(prepared).read_bytes()
+    assert write_card(prepared).read_bytes() == first
+
+
+@pytest.mark.parametrize(("licence", "in_header"), [("odc-by", "odc-by"), ("Ask: the author", "other")])
+def test_licence(prepared, licence, in_header):
+    assert "license" not in header_of(write_card(prepared))
+    card = write_card(prepared, licence)
+    assert header_of(card)["license"] == in_header
+    assert f"Licence of the recordings: {licence}." in card.read_text()
+
+
+def test_an_unknown_source_is_called_so(tmp_path):
+    folder = write_prepared(tmp_path, [("a.edf", "a", "train")], task="Corpus", name='my "own": corpus')
+    card = write_card(folder)
+    assert header_of(card)["pretty_name"] == 'my "own": corpus prepared for NeuroLM'
+    text = card.read_text()
+    assert "nothing is asked" in text
+    assert "is not known to the tool that wrote this card: see the source" in text
+
+
+def test_sources_are_shipped_tasks():
+    assert set(SOURCES) <= {load_task(path).name for path in TASK_FILES.glob("*.json")}
+
+
+def test_an_unfinished_set_has_no_card(prepared):
+    (prepared / "summary.json").write_text("{")
+    with pytest.raises(ValueError, match=r"summary\.json is not JSON"):
+        write_card(prepared)
+    (prepared / "summary.json").unlink()
+    with pytest.raises(ValueError, match=r"no finished prepared set: it has no summary\.json"):
+        write_card(prepared)
+
+
+class StandInApi:
+    """Keeps what the Hub was asked for."""
+
+    calls = []
+
+    def __init__(self, token=None):
+        self.calls.append(("token", token))
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            self.calls.append((name, *args, options))
+            return huggingface_hub.CommitInfo(
+                commit_url="https://huggingface.co/datasets/me/set/commit/1",
+                commit_message="",
+                commit_description="",
+                oid="1",
+            )
+
+        return call
+
+
+def test_push(prepared, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", StandInApi)
+    monkeypatch.setattr(StandInApi, "calls", [])
+    with pytest.raises(ValueError, match="has no card"):
+        push_prepared(prepared, "me/set")
+    write_card(prepared)
+    assert push_prepared(prepared, "me/set", revision="v2").endswith("/commit/1")
+    token, repository, branch, upload = StandInApi.calls
+    assert token == ("token", None)
+    assert repository == ("create_repo", "me/set", {"repo_type": "dataset", "private": True, "exist_ok": True})
+    assert branch == ("create_branch", "me/set", {"repo_type": "dataset", "branch": "v2", "exist_ok": True})
+    assert upload[1]["repo_type"] == "dataset"
+    assert upload[1]["folder_path"] == str(prepared)
+    assert upload[1]["commit_message"] == "Workload, fingerprint ffffffffffff"
+    chosen = huggingface_hub.utils.filter_repo_objects(
+        ["data/train/0.parquet", "data/train/.0.parquet.x.part", "reports/0.json", "README.md", ".env", "notes.txt"],
+        allow_patterns=upload[1]["allow_patterns"],
+    )
+    assert list(chosen) == ["data/train/0.parquet", "reports/0.json", "README.md"]
+
+
+def test_real_api_takes_what_we_give():
+    import inspect
+
+    for name, given in {
+        "create_repo": {"repo_type", "private", "exist_ok"},
+        "create_branch": {"repo_type", "branch", "exist_ok"},
+        "upload_folder": {"repo_id", "repo_type", "folder_path", "revision", "allow_patterns", "delete_patterns"},
+    }.items():
+        assert given <= set(inspect.signature(getattr(huggingface_hub.HfApi, name)).parameters)

@@ -1,0 +1,219 @@
+"""What is in a recording: the report of `inspect_recording`, its picture, and the script that prints it."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+from recording_files import (
+    RECORDINGS,
+    make_eeg,
+    needs_recordings,
+    write_brainvision,
+    write_cnt,
+    write_edf,
+    write_mixed_edf,
+)
+
+from neurolm_hf import inspection
+from neurolm_hf.inspection import inspect_recording, plot_recording
+
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "inspect_recording.py"
+
+
+def run_script(monkeypatch, capsys, *arguments):
+    """Exit status, standard output and error of the script."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    printed = capsys.readouterr()
+    return stopped.value.code, printed.out, printed.err
+
+
+def channels_of(info):
+    return {channel.name: channel for channel in info.channels}
+
+
+def test_the_facts_of_a_file(tmp_path):
+    path = write_brainvision(tmp_path / "a.vhdr", make_eeg(4, 90), ["Fp1", "EEG Cz-REF", "ECG", "CP 6"])
+    info = inspect_recording(path)
+    assert (info.path, info.format, info.sampling_rate, info.samples, info.seconds) == (
+        str(path), "BrainVision", 200, 18000, 90
+    )  # fmt: skip
+    assert info.bytes == path.stat().st_size + 4 * 18000 * 2
+    assert (info.annotations, info.first_annotations) == ({"Stimulus/S  1": 1}, [(0.5, 0.005, "Stimulus/S  1")])
+    assert [(c.name, c.resolved, c.left_out, c.kind, c.unit) for c in info.channels] == [
+        ("Fp1", "FP1", None, "eeg", "µV"),
+        ("EEG Cz-REF", "CZ", None, "eeg", "µV"),
+        ("ECG", None, "not EEG by its name", "eeg", "µV"),
+        ("CP 6", None, "unknown name", "eeg", "µV"),
+    ]
+    assert [c.amplitude for c in info.channels] == pytest.approx([20] * 4, rel=0.05)
+    assert info.measured == "of the whole recording"
+    assert info.problems == [
+        "1 channel name(s) not in NeuroLM's vocabulary: 'CP 6' (close to CP6, CCP6, P6). Rename them, leave them out, "
+        "or pass unknown_channels='drop' to drop and report them."
+    ]
+
+
+def test_a_report_is_json_and_text(tmp_path):
+    info = inspect_recording(write_edf(tmp_path / "a.edf", names=("EEG Fp1", "EDF 7")))
+    assert json.loads(json.dumps(info.to_dict(), allow_nan=False))["channels"][0]["resolved"] == "FP1"
+    text = str(info)
+    for words in ("EDF, 2.4 kB; 2 channels, 1 of them usable; 100 Hz; 4 s; from 2020-01-01 00:00:00",
+                  "EEG Fp1  FP1", "left out  eeg   uV    100 Hz", "Annotations: none", "Problems:"):  # fmt: skip
+        assert words in text
+
+
+def test_names_that_would_raise_are_reported(tmp_path):
+    doubled = inspect_recording(write_edf(tmp_path / "a.edf", names=("EEG Fp1", "FP1-REF")))
+    assert any("are both channel FP1" in problem for problem in doubled.problems)
+    nothing = inspect_recording(write_edf(tmp_path / "b.edf", names=("EMG chin", "x")))
+    assert any("no EEG channel is left" in problem for problem in nothing.problems)
+    assert [channel.left_out for channel in nothing.channels] == ["not EEG by its name", "unknown name"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"unit": ""}, "likely uV: pass unit='uV'"),
+        ({"unit": "n/a"}, "unit 'n/a' of EEG Fp1, EEG Fp2 is no voltage"),
+        ({"unit": "mV"}, "are likely mV: pass unit='mV' if so"),
+        ({"unit": "UV"}, "'UV' of EEG Fp1, EEG Fp2 is read as 1 uV"),
+        ({"scale": 0.0}, "flat channels: EEG Fp1, EEG Fp2"),
+    ],
+)
+def test_units_and_amplitudes(tmp_path, options, said):
+    info = inspect_recording(write_edf(tmp_path / "a.edf", **options))
+    assert any(said in problem for problem in info.problems), info.problems
+
+
+def test_flat_and_clipped_channels(tmp_path):
+    data = make_eeg(4, 10)
+    data[1] = 3.0
+    data[2] = np.clip(30 * np.sin(np.arange(2000) / 9), -20, 20)
+    data[3] = 2500 * np.sin(np.arange(2000) / 3)
+    info = inspect_recording(write_brainvision(tmp_path / "a.vhdr", data, ["Fp1", "Fp2", "Cz", "Pz"]))
+    assert [(c.flat, c.clipped) for c in info.channels] == [
+        (False, False),
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
+    assert "flat channels: Fp2" in info.problems
+    assert "clipped channels: Cz" in info.problems
+    assert any(problem.startswith("implausible amplitudes: Pz (2.6") for problem in info.problems)
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    data = make_eeg(2, 4)
+    data[1, 77] = np.nan
+    raw = mne.io.RawArray(data * 1e-6, mne.create_info(["Fp1", "Cz"], 200, "eeg"), verbose="ERROR")
+    raw.save(tmp_path / "a_raw.fif", verbose="ERROR")
+    info = inspect_recording(tmp_path / "a_raw.fif")
+    assert info.problems == ["channel 'Cz' has NaN or infinite values"]
+    assert [channel.unit for channel in info.channels] == [None, None]
+    json.dumps(info.to_dict(), allow_nan=False)
+
+
+def test_channels_left_out_for_their_rate_are_listed(tmp_path):
+    info = inspect_recording(write_mixed_edf(tmp_path / "a.edf", {"Resp": 25, "Cz": 100, "ECG": 200}, kind="EDF+C"))
+    assert (info.format, info.sampling_rate) == ("EDF+C", 100)
+    assert [(c.name, c.sampling_rate, c.resolved, c.left_out) for c in info.channels] == [
+        ("Resp", 25, None, "another sampling rate than the EEG"),
+        ("Cz", 100, "CZ", None),
+        ("ECG", 200, None, "another sampling rate than the EEG"),
+    ]
+    mixed = inspect_recording(write_mixed_edf(tmp_path / "b.edf", {"Fz": 100, "Cz": 200}))
+    assert [c.sampling_rate for c in mixed.channels] == [100, 200]
+    doubled = inspect_recording(write_edf(tmp_path / "c.edf", names=("Cz", "Cz")))
+    assert [c.name for c in doubled.channels] == ["Cz-0", "Cz-1"]
+
+
+def test_a_long_recording_is_measured_in_blocks(tmp_path, monkeypatch):
+    path = write_edf(tmp_path / "a.edf", seconds=30 * 60, rate=50)
+    read, lengths = inspection.read_samples, []
+
+    def spy(raw, rows, start, stop, source):
+        lengths.append((start, stop - start))
+        return read(raw, rows, start, stop, source)
+
+    monkeypatch.setattr(inspection, "read_samples", spy)
+    info = inspect_recording(path)
+    assert info.measured == "of 20 minutes spread over the recording"
+    assert [length for _, length in lengths] == [3000] * 20
+    assert (lengths[0][0], lengths[-1][0]) == (0, 29 * 3000)
+    assert info.channels[0].amplitude == pytest.approx(20, rel=0.05)
+
+
+def test_a_picture_shows_found_and_resolved_names(tmp_path):
+    path = write_brainvision(tmp_path / "a.vhdr", make_eeg(3, 30), ["Fp1", "CZ", "ECG"])
+    figure = plot_recording(path, inspect_recording(path))
+    traces, amplitudes, spectrum = figure.axes
+    names = ["Fp1 = FP1", "CZ", "ECG (left out)"]
+    assert [label.get_text() for label in traces.get_yticklabels()] == names
+    assert [label.get_text() for label in amplitudes.get_yticklabels()] == names
+    assert traces.get_xlim() == (10.0, 20.0), "ten seconds from the middle"
+    assert len(spectrum.lines) == 1
+    figure.savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_a_picture_without_a_voltage_raises(tmp_path):
+    path = write_brainvision(tmp_path / "a.vhdr", make_eeg(2, 4), ["a", "b"], unit="C")
+    info = inspect_recording(path)
+    assert info.measured == "none, for no channel is a voltage"
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_recording(path, info)
+
+
+def test_the_script_in_words_and_pictures(tmp_path, monkeypatch, capsys):
+    files = [write_edf(tmp_path / "a.edf"), write_cnt(tmp_path / "b.cnt", make_eeg(2, 4) * 10, ["Fp1", "Cz"])]
+    code, out, err = run_script(monkeypatch, capsys, *files, "--picture", tmp_path / "x.png")
+    assert (code, err) == (0, "")
+    assert f"{files[0]}\n  EDF, " in out
+    assert f"{files[1]}\n  Neuroscan CNT, " in out
+    assert {path.name for path in tmp_path.glob("*.png")} == {"x-1.png", "x-2.png"}
+    code, _, _ = run_script(monkeypatch, capsys, files[0], "--picture", tmp_path / "y.png")
+    assert (code, (tmp_path / "y.png").is_file()) == (0, True)
+
+
+def test_the_script_as_json_goes_on_after_a_bad_file(tmp_path, monkeypatch, capsys):
+    good, bad = write_edf(tmp_path / "good.edf"), tmp_path / "bad.edf"
+    bad.write_text("no")
+    code, out, err = run_script(monkeypatch, capsys, "--json", bad, good)
+    first, second = json.loads(out)
+    assert (code, first["path"], second["path"]) == (1, str(bad), str(good))
+    assert "not a valid EDF file" in first["error"]
+    assert first["error"] in err
+    assert "error" not in second
+
+
+def test_the_script_teaches(monkeypatch, capsys):
+    code, out, _ = run_script(monkeypatch, capsys, "--help")
+    assert code == 0
+    assert "Exit status: 0 all files were read, 1 any could not be read" in out
+    code, _, err = run_script(monkeypatch, capsys)
+    assert (code, "FILE" in err) == (2, True)
+
+
+@needs_recordings
+def test_a_real_recording():
+    info = inspect_recording(RECORDINGS / "eegmat" / "Subject00_2.edf")
+    channels = channels_of(info)
+    assert (info.format, info.sampling_rate, info.seconds, len(channels)) == ("EDF+C", 500, 62, 21)
+    assert [name for name, c in channels.items() if c.resolved is None] == ["EEG A2-A1", "ECG ECG"]
+    assert channels["ECG ECG"].left_out == "not EEG by its name"
+    assert channels["ECG ECG"].unit == "mV"
+    assert info.problems == []
+
+
+@needs_recordings
+def test_a_dataset_in_bids():
+    info = inspect_recording(next((RECORDINGS / "mne_bids_tiny").rglob("*.vhdr")))
+    assert info.format == "BrainVision"
+    assert any(c.left_out == "marked bad in info['bads']" for c in info.channels)

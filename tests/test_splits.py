@@ -1,0 +1,177 @@
+"""Splits: the published rules on hand-made lists of recordings, splits by subject, and what the notes say."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import task_layouts
+
+from neurolm_hf.recordings import Recording, find_recordings
+from neurolm_hf.splits import assign_splits, split_subjects
+from neurolm_hf.tasks import load_task
+
+
+def recordings(count, per_subject=1, **fields):
+    return [
+        Recording(Path(f"{number:03d}.edf"), f"{number:03d}.edf", f"S{number // per_subject:02d}", **fields)
+        for number in range(count)
+    ]
+
+
+def parts(task, found, **options):
+    assigned, notes = assign_splits(load_task(task), found, **options)
+    return {one.key: one.split for one in assigned}, notes
+
+
+class TestPublished:
+    def test_workload_counts_all_72_files(self):
+        split, notes = parts("Workload", recordings(72, per_subject=2))
+        assert list(split.values()) == 52 * ["train"] + 10 * ["validation"] + 10 * ["test"]
+        assert notes == []
+
+    def test_hmc_counts_all_151_recordings(self):
+        split, notes = parts("HMC", recordings(151)[::-1])
+        assert list(split.values()) == 100 * ["train"] + 25 * ["validation"] + 26 * ["test"]
+        assert notes == []
+
+    def test_fewer_files_are_refused(self):
+        with pytest.raises(ValueError, match=r"Workload.*needs all 72; there are 32\..*--split subject"):
+            parts("Workload", recordings(32, per_subject=2))
+
+    def test_counts_that_cut_a_subject_in_two_are_noted(self):
+        _, notes = parts("Workload", recordings(72, per_subject=3))
+        assert notes == [
+            "The split of task Workload is by counts, not by subject: 2 of 24 subjects stand in more than one part."
+        ]
+
+    def test_tuab_by_folder_and_class(self, tmp_path):
+        found = find_recordings(load_task("TUAB"), task_layouts.tuab(tmp_path))
+        split, notes = parts("TUAB", found)
+        count = Counter((Path(key).parts[1], Path(key).parts[2], part) for key, part in split.items())
+        assert count == {
+            ("train", "normal", "train"): 4,
+            ("train", "normal", "validation"): 1,
+            ("train", "abnormal", "train"): 4,
+            ("train", "abnormal", "validation"): 1,
+            ("eval", "normal", "test"): 1,
+            ("eval", "abnormal", "test"): 1,
+        }
+        assert notes == []
+        assert parts("TUAB", found[::-1]) == (split, [])
+        assert any(parts("TUAB", found, seed=seed)[0] != split for seed in range(1, 4))
+
+    def test_tuab_s_subjects_of_both_classes_are_noted(self):
+        found = [
+            Recording(Path(key), key, key[-1], "train", label)
+            for label in ("normal", "abnormal")
+            for key in (f"{label}/{letter}" for letter in "abcde")
+        ]
+        notes = [parts("TUAB", found, seed=seed)[1] for seed in range(5)]
+        told = "The split of task TUAB is by folders, not by subject: 2 of 5 subjects stand in more than one part."
+        assert [told] in notes  # where the two classes hold out different subjects
+
+    def test_tuev_by_folder(self, tmp_path):
+        split, notes = parts("TUEV", find_recordings(load_task("TUEV"), task_layouts.tuev(tmp_path)))
+        assert Counter(split.values()) == {"train": 4, "validation": 1, "test": 1}
+        assert split["edf/eval/000/bckg_000_a_.edf"] == "test"
+        assert notes == []
+
+    def test_tusl_by_sorted_files(self, tmp_path):
+        split, notes = parts("TUSL", find_recordings(load_task("TUSL"), task_layouts.tusl(tmp_path))[::-1])
+        assert list(split.values()) == 6 * ["train"] + 2 * ["test"] + 2 * ["validation"]
+        assert notes == [
+            "The split of task TUSL is by files, not by subject: 2 of 4 subjects stand in more than one part."
+        ]
+
+    @pytest.mark.parametrize(
+        ("count", "expected"), [(1, (0, 0, 1)), (4, (2, 1, 1)), (7, (4, 1, 2)), (112, (67, 22, 23))]
+    )
+    def test_shares_end_where_a_share_of_the_files_rounded_down_ends(self, count, expected):
+        split, _ = parts("TUSL", recordings(count))
+        assert tuple(list(split.values()).count(part) for part in ("train", "test", "validation")) == expected
+
+    def test_seed_by_trials(self):
+        split, notes = parts("SEED", recordings(6, per_subject=3))
+        assert set(split.values()) == {None}
+        assert notes == [
+            "The split of task SEED is by trials, not by subject: 2 of 2 subjects stand in more than one part."
+        ]
+
+    def test_unknown_folders(self):
+        with pytest.raises(ValueError, match=r"000\.edf: folder 'dev' is no part of task TUEV \(train, eval\)"):
+            parts("TUEV", recordings(1, folder="dev"))
+
+
+class TestTables:
+    def task(self, folder):
+        (folder / "task.json").write_text(json.dumps(task_layouts.TABLE_TASK | {"split": {"rule": "trials"}}))
+        return load_task(folder / "task.json")
+
+    def test_a_column_says_the_split(self, tmp_path):
+        rows = "1.edf,0,4,awake,A,train\n1.edf,4,8,awake,A,test\n2.edf,0,4,awake,B,test\n"
+        (tmp_path / "labels.csv").write_text("file,start,end,label,subject,split\n" + rows)
+        task = self.task(tmp_path)
+        assigned, notes = assign_splits(task, find_recordings(task, tmp_path))
+        assert [one.split for one in assigned] == [None, None]
+        assert notes == [
+            "The split of task Vigilance is by trials, not by subject: 1 of 2 subjects stand in more than one part."
+        ]
+
+    def test_a_row_without_a_split(self, tmp_path):
+        task = self.task(task_layouts.table(tmp_path))
+        with pytest.raises(ValueError, match=r"labels\.csv, line 2: no split.*--split subject"):
+            assign_splits(task, find_recordings(task, tmp_path))
+        assigned, notes = assign_splits(task, find_recordings(task, tmp_path), rule="subject", shares={"test": 1})
+        assert [one.split for one in assigned] == ["test", "test"]
+        assert notes == []
+
+
+class TestBySubject:
+    subjects = [f"Subject{number:02d}" for number in range(16)]
+
+    def test_any_task(self):
+        split, notes = parts("Workload", recordings(32, per_subject=2), rule="subject")
+        assert Counter(split.values()) == {"train": 20, "validation": 6, "test": 6}
+        assert all(split[f"{2 * one:03d}.edf"] == split[f"{2 * one + 1:03d}.edf"] for one in range(16))
+        assert notes == []
+
+    def test_shares_of_the_task_and_of_the_user(self):
+        assert set(parts("TUEG", recordings(3))[0].values()) == {"train"}
+        assert set(parts("TUEG", recordings(3), rule="subject")[0].values()) == {"train"}
+        shares = {"train": 0.5, "test": 0.5}
+        assert Counter(parts("TUEG", recordings(4), rule="subject", shares=shares)[0].values()) == {
+            "train": 2,
+            "test": 2,
+        }
+
+    def test_deterministic_whatever_the_order(self):
+        split = split_subjects(self.subjects)
+        assert split == split_subjects(3 * self.subjects[::-1])
+        assert split != split_subjects(self.subjects, seed=1)
+        assert sorted(split) == self.subjects
+
+    @pytest.mark.parametrize(
+        ("subjects", "shares", "counts"),
+        [
+            (16, {"train": 0.6, "validation": 0.2, "test": 0.2}, {"train": 10, "validation": 3, "test": 3}),
+            (3, {"train": 0.98, "validation": 0.01, "test": 0.01}, {"train": 1, "validation": 1, "test": 1}),
+            (10, {"train": 0.75, "test": 0.25}, {"train": 8, "test": 2}),
+            (10, {"train": 1.0, "test": 0.0}, {"train": 10}),
+        ],
+    )
+    def test_every_part_with_a_share_has_a_subject(self, subjects, shares, counts):
+        names = [f"{number}" for number in range(subjects)]
+        assert Counter(split_subjects(names, shares=shares).values()) == counts
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="needs 3 subjects at least; there are 1: a"):
+            split_subjects(["a", "a"])
+        with pytest.raises(ValueError, match="add up to 1"):
+            split_subjects(self.subjects, shares={"train": 0.5})
+        with pytest.raises(ValueError, match="must be of train, validation, test; got dev"):
+            split_subjects(self.subjects, shares={"dev": 1})
+        with pytest.raises(ValueError, match=r"'subject', or None .* got 'files'"):
+            parts("TUEG", recordings(3), rule="files")
+        with pytest.raises(ValueError, match="shares belong to a split by subject"):
+            parts("TUSL", recordings(3), shares={"train": 1})
