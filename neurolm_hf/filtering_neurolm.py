@@ -9,11 +9,12 @@ linear, so a stretch of output needs a stretch of input only:
 * With n samples padded to N, of which M remain, output sample k is the band-limited interpolation at
   (k + r) N / M - p, p samples being padded in front and r removed again. We take a block of input, let its ends fade
   out, transform it, multiply by the kernel's response, cut at the lower Nyquist frequency, and evaluate the result at
-  these places: an inverse transform to a grid twice as dense, then a narrow kernel (a non-uniform FFT).
+  these places: an inverse transform to a denser grid, then a narrow kernel (a non-uniform FFT).
 * The interpolation reaches as far as 1/distance, but only what lies at the Nyquist frequency is felt from afar. After
   a low-pass that is the places where the signal breaks off: its ends, the seam of the padding, joints of parts. Their
-  contributions are added. Without one (rates up to 150 Hz, or filters switched off) the rest is small in EEG but 1 %
-  of white noise, so recordings that fit into memory are then resampled in one piece.
+  contributions are added; the rest is below 1e-6. Without a low-pass that is down there (rates below 200 Hz, filters
+  switched off, unfiltered stretches) it is small in EEG but 1 % of white noise, so recordings that fit into memory are
+  then resampled in one piece.
 
 This file is copied into model folders: it needs numpy, and MNE (which brings SciPy) when something is to be filtered.
 """
@@ -33,7 +34,7 @@ try:
     import scipy.fft
     import scipy.signal
     import scipy.sparse
-except ImportError:  # comes with MNE; without either, require_mne says what to install
+except ImportError:  # it comes with MNE, and require_mne says how to get that
     scipy = None
 
 
@@ -47,13 +48,15 @@ _BLOCK_TO_MARGIN = 8
 # Filtered edges of parts, and output: what is kept for the next read.
 _EDGES_KEPT = 4
 _OUTPUT_BYTES = 128 * 2**20
-# A filter is no low-pass for us unless its response at the lower Nyquist frequency is below this.
+# A low-pass is down where its response is below this.
 _ATTENUATED = 0.002
 # Between the output of a block and the first input that fades, and over which it fades: in samples of the slower rate.
 _GUARD = 512
-# Width of the interpolation kernel in points of the dense grid, and its shape: an error of 1e-10.
+# Points of the dense grid for each cycle of the highest frequency; width of the interpolation kernel in such points,
+# and its shape: an error of 1e-9.
+_POINTS = 3
 _TAPS = 12
-_SHAPE = 2.3 * _TAPS
+_SHAPE = np.pi * _TAPS * (1 - 1 / _POINTS)
 # Equivalent point sources of a break, and how many blocks away it is still felt (1e-7 of it).
 _SOURCES = 10
 _BREAK_REACH = 16
@@ -76,8 +79,9 @@ class BlockFilter:
             apart, what lies within a duration is not filtered, and the whole is resampled, as MNE does.
         block: input samples of a block; None: by the length of the filter.
 
-    Recordings of at most two blocks, and those without a low-pass below both Nyquist frequencies that fit into
-    `IN_MEMORY_BYTES`, are resampled in one piece by MNE, and the result is kept.
+    Resampled in one piece by MNE, and the result kept, are recordings of at most two blocks, where it is no slower,
+    and those that fit into `IN_MEMORY_BYTES` and have no low-pass that is down at both Nyquist frequencies, for
+    exactness.
 
     Attributes:
         n_out: samples of the output.
@@ -151,20 +155,25 @@ class BlockFilter:
 # ------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=16)
-def _design(rate: float, low: float | None, high: float | None, notch: float | None) -> list[np.ndarray]:
+def _design(rate: float, low: float | None, high: float | None, notch: float | None) -> tuple[np.ndarray, ...]:
     """The kernels of `raw.filter(low, high)` and `raw.notch_filter(notch)`, of odd length and symmetric."""
+    if low is None and high is None and notch is None:
+        return ()
+    require_mne("Filtering EEG")
+    return _design_once(rate, low, high, notch)
+
+
+@lru_cache(maxsize=16)
+def _design_once(rate: float, low: float | None, high: float | None, notch: float | None) -> tuple[np.ndarray, ...]:
     kernels = []
     if low is not None or high is not None:
-        kernels.append(require_mne("Filtering EEG").filter.create_filter(None, rate, low, high, verbose="ERROR"))
+        kernels.append(mne.filter.create_filter(None, rate, low, high, verbose="ERROR"))
     if notch is not None:
         # notch_filter's own numbers: a stop band of notch / 200, and 0.5 Hz on either side to come down
         half = notch / 400 + 0.5
-        require_mne("Filtering EEG")
-        kernels.append(
-            mne.filter.create_filter(None, rate, [notch + half], [notch - half], "auto", 0.5, 0.5, verbose="ERROR")
-        )
-    return kernels
+        edges = [notch + half], [notch - half]
+        kernels.append(mne.filter.create_filter(None, rate, *edges, "auto", 0.5, 0.5, verbose="ERROR"))
+    return tuple(kernels)
 
 
 def filter_length(rate: float, low: float | None, high: float | None) -> int:
@@ -200,7 +209,7 @@ class _FilteredSignal:
         self,
         read: ReadSamples,
         n_samples: int,
-        kernels: list[np.ndarray],
+        kernels: tuple[np.ndarray, ...],
         parts: list[tuple[int, int, bool]],
         block: int | None,
     ):
@@ -344,7 +353,7 @@ class _Resampler:
 
         cut = self.size * min(self._resampled / self._padded, 1.0) / 2  # the lower Nyquist frequency, in bins
         n_bins = int(cut + 0.5) + 1
-        self._grid = scipy.fft.next_fast_len(4 * n_bins, real=True)
+        self._grid = scipy.fft.next_fast_len(_POINTS * n_bins, real=True)
         self._interpolate = _interpolation_response(n_bins, self._grid) * (self._grid / self.size)
         self._interpolate[-1] *= cut + 1.5 - n_bins  # as much of the last bin as lies below
         self._filter_and_interpolate = _zero_phase_response(signal.kernel, self.size)[:n_bins] * self._interpolate
@@ -431,9 +440,9 @@ class _Resampler:
         return self._bump * (1 - left) / total
 
     def _add_breaks(self, output: np.ndarray, places: np.ndarray) -> None:
-        """Add what the breaks contribute at these places, segment by segment: near ones sample by sample, far ones as
-        a few point sources, which give the Nyquist frequency under a smooth envelope."""
-        middle, half = (places[0] + places[-1]) / 2, (places[-1] - places[0]) / 2 + 1
+        """Add what the breaks contribute at these places: far ones as a few point sources, which give the Nyquist
+        frequency under a smooth envelope; where one is near, in segments, and this one sample by sample."""
+        middle, half = (places[0] + places[-1]) / 2, max((places[-1] - places[0]) / 2 + 1, 4.0 * self._reach)
         if min(abs(self._nearest(place, middle) - middle) for place in self._breaks) < 2 * half:
             half = 4.0 * self._reach
         length = max(1, int(2 * half * self._resampled / self._padded))
@@ -458,17 +467,22 @@ class _Resampler:
         away = middle + half * _CHEBYSHEV_POINTS[:, np.newaxis] - sources
         at_points = np.concatenate(turned, axis=1) @ self._envelope(np.pi * away / self._padded).T
         vander = np.polynomial.chebyshev.chebvander((places - middle) / half, _SOURCES - 1)
-        carrier = np.exp(1j * np.pi * self._order * (places - middle) / self._padded)
-        return (at_points @ _TO_COEFFICIENTS @ vander.T * carrier).imag / self._padded
+        carrier = np.pi * self._order * (places - middle) / self._padded
+        waves = np.concatenate([vander.T * np.sin(carrier), vander.T * np.cos(carrier)])
+        coefficients = at_points @ _TO_COEFFICIENTS / self._padded
+        return np.concatenate([coefficients.real, coefficients.imag], axis=1) @ waves
 
     def _kernel(self, places: np.ndarray) -> np.ndarray:
         """What MNE's two transforms amount to: the weights, at places counted from a break, of the samples around it,
         (2 reach, places)."""
         samples = np.arange(-self._reach, self._reach)[:, np.newaxis]
-        x = np.pi * (places - samples) / self._padded
-        x[np.abs(x) < 1e-15] = 1e-15
+        away = places - samples
+        at_zero = np.abs(away) < 1e-7
+        away[at_zero] = 1e-7
         to_places, to_samples = (np.exp(1j * np.pi * self._order * at / self._padded) for at in (places, samples))
-        return (to_places * to_samples.conj()).imag * self._envelope(x) / self._padded
+        weights = (to_places * to_samples.conj()).imag * self._envelope(np.pi * away / self._padded) / self._padded
+        weights[at_zero] = self._order / self._padded
+        return weights
 
     def _around(self, place: int) -> np.ndarray:
         """A break's share of the samples around it, (channels, 2 reach)."""

@@ -12,20 +12,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from .processing_neurolm import PLAUSIBLE_MICROVOLTS, robust_amplitude, unit_advice
-from .processing_neurolm import _InputChecks as InputChecks
+from .channels_neurolm import KeptChannel, UnknownChannels, join_words, resolve_montage, resolve_rows
+from .processing_neurolm import PLAUSIBLE_MICROVOLTS, InputChecks, robust_amplitude, unit_advice
 from .reading_neurolm import (
-    KeptChannel,
     PathOrStr,
-    UnknownChannels,
     excluded_rows,
-    join_words,
     open_recording,
     read_edf_header,
     read_samples,
     recording_format,
-    resolve_montage,
-    resolve_rows,
     stored_units,
 )
 from .report import BLUE, STYLE, VERMILION

@@ -7,7 +7,8 @@ run passes over the recordings whose report and shards are as they should be.
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from glob import escape
@@ -18,6 +19,7 @@ from mne import use_log_level
 from transformers.utils.logging import tqdm
 
 from . import __version__
+from .channels_neurolm import UnknownChannels
 from .dataset_card import write_card
 from .prepared_set import (
     Summary,
@@ -31,10 +33,9 @@ from .prepared_set import (
     unlink_all,
 )
 from .processing_neurolm import EEGFeatureExtractor
-from .reading_neurolm import UnknownChannels
 from .recordings import Recording, find_recordings
 from .splits import assign_splits
-from .storage import SPLITS, STORAGE, Row, ShardWriter, encode_row, write_text
+from .storage import SPLITS, STORAGE, TEMPORARY, Row, ShardWriter, encode_row, write_text
 from .task_sections import SidecarLabels
 from .tasks import Task
 from .windows import place_windows, read_window, select_channels, window_length
@@ -110,8 +111,17 @@ def prepare_dataset(
     open_output(output, settings)
     remove_leftovers(output, {shard_name(one.key) for one in recordings}, {shard_name(one.key) for one in mine})
     _run(mine, output, plan, workers)
-    summary, missing = summarize(output, [one.key for one in recordings], notes)
-    write_text(output / "summary.json", to_json(asdict(summary)))
+    return _finish(output, [one.key for one in recordings], notes, licence)
+
+
+def _finish(output: Path, keys: Sequence[str], notes: Sequence[str], licence: str | None) -> Summary:
+    """Writes the summary, and the card once every recording has its report."""
+    while True:
+        summary, missing = summarize(output, keys, notes)
+        write_text(output / "summary.json", to_json(asdict(summary)))
+        # a part that ended meanwhile may have written its summary before ours
+        if not any((output / "reports" / f"{shard_name(key)}.json").is_file() for key in missing):
+            break
     if not missing:
         write_card(output, licence)
     return summary
@@ -119,27 +129,49 @@ def prepare_dataset(
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
     """The plan as `preparation.json` keeps it."""
+    extractor = plan.feature_extractor
+    lengths = ("window_seconds", "max_tokens", "max_seconds", "pad_to_patches")  # of windows where the task has none
     return {
         "neurolm_hf": __version__,
         "task": plan.task.name,
         "task_file": asdict(plan.task),
-        "recipe": plan.feature_extractor.recipe,
-        "recipe_id": plan.feature_extractor.recipe_id,
-        "max_tokens": plan.feature_extractor.max_tokens,
+        "recipe": extractor.recipe,
+        "recipe_id": extractor.recipe_id,
+        "window_lengths": {name: getattr(extractor, name) for name in lengths},
         "unit": plan.unit,
         "unknown_channels": plan.unknown_channels,
         "storage": STORAGE,
     }
 
 
-def prepare_recording(recording: Recording, output: Path, plan: Plan) -> None:
-    """Writes the shards and then the report of one recording, unless they are there already.
+def prepare_recording(recording: Recording, output: Path, plan: Plan) -> str:
+    """Writes the shards and then the report of one recording, unless they are there already; gives its key.
 
     Raises:
         OSError: `output` cannot be written to. What is wrong with the recording goes into its report.
     """
     name = shard_name(recording.key)
     report_file = output / "reports" / f"{name}.json"
+    report = _new_report(recording, plan)
+    if _is_done(report_file, report, output):
+        return recording.key
+    unlink_all([report_file, *(output / "data" / split / f"{name}.parquet" for split in SPLITS)])
+    mark = _mark(recording, output)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    try:
+        if report["error"] is None:
+            with _quiet():
+                _write_shards(recording, output, plan, report)
+        report["warnings"] = [_without_paths(text, recording) for text in report["warnings"]]
+        write_text(report_file, to_json(report))
+    finally:
+        mark.unlink(missing_ok=True)
+    return recording.key
+
+
+def _new_report(recording: Recording, plan: Plan) -> dict[str, Any]:
+    """A report before anything is written: which files, and what is to be done with them."""
     report: dict[str, Any] = {
         "recording": recording.key,
         "subject": recording.subject,
@@ -159,14 +191,12 @@ def prepare_recording(recording: Recording, output: Path, plan: Plan) -> None:
         report |= _source(recording.path, plan.task)
     except OSError as error:
         report["error"] = _without_paths(str(error), recording)
-    if _is_done(report_file, report, output):
-        return
-    unlink_all([report_file, *(output / "data" / split / f"{name}.parquet" for split in SPLITS)])
-    if report["error"] is None:
-        with _quiet():
-            _write_shards(recording, output, plan, report)
-    report["warnings"] = [_without_paths(text, recording) for text in report["warnings"]]
-    write_text(report_file, to_json(report))
+    return report
+
+
+def _mark(recording: Recording, output: Path) -> Path:
+    """The file that is there while a recording is worked on, and stays if that kills the process."""
+    return output / "reports" / f".{shard_name(recording.key)}.json.begun{TEMPORARY}"
 
 
 def stored_unit(extractor: EEGFeatureExtractor) -> str:
@@ -247,7 +277,30 @@ def _read_rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iter
 
 
 def _run(recordings: Sequence[Recording], output: Path, plan: Plan, workers: int | None) -> None:
-    """Prepares recordings in parallel, by joblib's active backend, with a progress bar."""
+    """Prepares recordings in parallel, by joblib's active backend, with a progress bar.
+
+    A damaged file can kill the process that reads it. Then the recordings that were being worked on are tried one at a
+    time, and those that kill again are reported.
+    """
+    waiting = {one.key: one for one in recordings}
+    with _quiet(), tqdm(total=len(waiting), desc="preparing", unit="file") as progress:  # threads share the filter
+        while waiting:
+            try:
+                for key in _in_parallel(list(waiting.values()), output, plan, workers):
+                    del waiting[key]
+                    progress.update()
+            except BrokenProcessPool:
+                begun = [one for one in waiting.values() if _mark(one, output).is_file()]
+                if not begun:  # the workers die before they read anything
+                    raise
+                for one in begun:
+                    _prepare_alone(one, output, plan)
+                    del waiting[one.key]
+                    progress.update()
+
+
+def _in_parallel(recordings: Sequence[Recording], output: Path, plan: Plan, workers: int | None) -> Iterable[str]:
+    """The keys of recordings as they are done."""
     try:
         from joblib import Parallel, delayed
     except ImportError as error:
@@ -256,10 +309,24 @@ def _run(recordings: Sequence[Recording], output: Path, plan: Plan, workers: int
         parallel = Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
     except ValueError:  # backends of process pools, Ray's among them, give their results at the end only
         parallel = Parallel(n_jobs=workers, batch_size=1)
-    jobs = (delayed(prepare_recording)(one, output, plan) for one in recordings)
-    with _quiet():  # here too, for threads share the filter
-        for _ in tqdm(parallel(jobs), total=len(recordings), desc="preparing", unit="file"):
-            pass
+    keys: Iterable[str] = parallel(delayed(prepare_recording)(one, output, plan) for one in recordings)
+    return keys
+
+
+def _prepare_alone(recording: Recording, output: Path, plan: Plan) -> None:
+    """Prepares a recording in a process of its own; if that dies, the report says so."""
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    name = shard_name(recording.key)
+    try:
+        with ProcessPoolExecutor(max_workers=1) as executor:
+            executor.submit(prepare_recording, recording, output, plan).result()
+    except BrokenProcessPool:
+        error = f"{recording.key}: the process that read it died, in the reader's own code or for want of memory"
+        report = _new_report(recording, plan) | {"error": error}
+        write_text(output / "reports" / f"{name}.json", to_json(report))
+        unlink_all(output / "data" / split / f"{name}.parquet" for split in SPLITS)
+    unlink_all(output.rglob(f".{name}.*{TEMPORARY}"))  # of either process
 
 
 @contextmanager

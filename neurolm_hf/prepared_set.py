@@ -72,19 +72,19 @@ def open_output(output: Path, settings: dict[str, Any]) -> None:
         ValueError: it was prepared with other settings, or holds something else.
     """
     file = output / "preparation.json"
-    settings = json.loads(to_json(settings))
-    if file.is_file():
-        there = json.loads(file.read_text(encoding="utf-8"))
-        if different := sorted(name for name in settings | there if settings.get(name) != there.get(name)):
-            changes = "; ".join(f"{name} was {there.get(name)!r}, is {settings.get(name)!r}" for name in different)
-            raise ValueError(
-                f"{output} was prepared with other settings ({changes}). Give another output folder, or the settings "
-                "of the first run."
-            )
-    elif output.exists() and any(not one.name.endswith(TEMPORARY) for one in output.iterdir()):
+    names = {one.name for one in output.iterdir() if not one.name.endswith(TEMPORARY)} if output.exists() else set()
+    if names and file.name not in names:
         raise ValueError(f"{output} holds other files and no preparation.json. Give an empty or a new output folder.")
-    else:
+    settings = json.loads(to_json(settings))
+    if not file.is_file():  # another part of this preparation may write the same at this moment
         write_text(file, to_json(settings))
+    there = json.loads(file.read_text(encoding="utf-8"))
+    if different := sorted(name for name in settings | there if settings.get(name) != there.get(name)):
+        changes = "; ".join(f"{name} was {there.get(name)!r}, is {settings.get(name)!r}" for name in different)
+        raise ValueError(
+            f"{output} was prepared with other settings ({changes}). Give another output folder, or the settings of "
+            "the first run."
+        )
     unlink_all([output / "summary.json", output / "README.md"])  # until the run is complete
 
 

@@ -28,21 +28,17 @@ from transformers.processing_utils import AudioKwargs, ProcessingKwargs, Process
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from .filtering_neurolm import IN_MEMORY_BYTES, BlockFilter, ReadSamples, filter_length
-from .reading_neurolm import (
+from .channels_neurolm import (
     MICROVOLTS_PER_UNIT,
     PAD_CHANNEL_ID,
     Montage,
-    PathOrStr,
     UnknownChannels,
-    excluded_rows,
     join_words,
     microvolts_per,
-    mne,
-    open_recording,
-    read_samples,
     resolve_montage,
 )
+from .filtering_neurolm import IN_MEMORY_BYTES, BlockFilter, ReadSamples, filter_length
+from .reading_neurolm import PathOrStr, excluded_rows, mne, open_recording, read_samples
 
 
 # ------------------------------------------------------------------------------------------------
@@ -172,8 +168,10 @@ class PreparedEEG:
             ValueError: it has no channel of such a name.
         """
         if missing := [name for name in names if name not in self.ch_names]:
+            dropped = join_words(f"{original!r} ({reason})" for original, reason in self.report.dropped)
             raise ValueError(
-                f"{self.report.source} has no channel {join_words(missing)}. It has {join_words(self.ch_names)}."
+                f"{self.report.source} has no channel {join_words(missing)}. It has {join_words(self.ch_names)}"
+                + (f"; left out: {dropped}." if dropped else ".")
             )
         rows = [self.ch_names.index(name) for name in names]
         return replace(
@@ -880,13 +878,13 @@ def _warn_if_short(signal: _Signal, low: float | None, high: float | None, repor
         _warn(message)
 
 
-class _InputChecks:
+class InputChecks:
     """What is wrong with samples, found in one pass over blocks of them.
 
     Attributes, all (channels,):
         n_bad, first_bad: NaN or infinite samples, and the index of the first.
         flat: one value fills 90 % of the samples (of a long recording that is so in parts, 80 % may do).
-        clipped: it stays at its lowest or highest value from one sample to the next in 1 % of the samples.
+        clipped: it is not flat and stays at its lowest or highest value from one sample to the next in 1 % of them.
     """
 
     def __init__(self, n_channels: int):
@@ -908,7 +906,7 @@ class _InputChecks:
 
     @property
     def clipped(self) -> np.ndarray:
-        return self._stays.sum(axis=0) >= _CLIPPED_SHARE * max(self.n_seen - 1, 1)
+        return (self._stays.sum(axis=0) >= _CLIPPED_SHARE * max(self.n_seen - 1, 1)) & ~self.flat
 
     def add(self, block: np.ndarray) -> None:
         """Look at the next samples, (channels, samples)."""
@@ -944,16 +942,16 @@ class _InputChecks:
             self._lead[row] -= lead
 
 
-def _check_input(signal: _Signal) -> _InputChecks:
+def _check_input(signal: _Signal) -> InputChecks:
     n_channels = len(signal.montage.kept)
-    checks = _InputChecks(n_channels)
+    checks = InputChecks(n_channels)
     step = max(1, _CHECKED_VALUES // n_channels)
     for start in range(0, signal.n_samples, step):
         checks.add(signal.read(start, min(start + step, signal.n_samples)))
     return checks
 
 
-def _check_finite(signal: _Signal, checks: _InputChecks) -> None:
+def _check_finite(signal: _Signal, checks: InputChecks) -> None:
     if not checks.n_bad.any():
         return
     row = int(np.argmax(checks.n_bad > 0))
@@ -966,18 +964,10 @@ def _check_finite(signal: _Signal, checks: _InputChecks) -> None:
     )
 
 
-def flat_and_clipped(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which channels of (channels, samples) have no signal, and which of the others stay at the rails of their range:
-    two bool (channels,)."""
-    checks = _InputChecks(len(data))
-    checks.add(data)
-    return checks.flat, checks.clipped & ~checks.flat
-
-
-def _note_flat_and_clipped(signal: _Signal, checks: _InputChecks, report: EEGReport) -> None:
+def _note_flat_and_clipped(signal: _Signal, checks: InputChecks, report: EEGReport) -> None:
     names = np.array(signal.montage.names)
     report.flat = names[checks.flat].tolist()
-    report.clipped = names[checks.clipped & ~checks.flat].tolist()
+    report.clipped = names[checks.clipped].tolist()
     if len(report.flat) == len(names):
         raise ValueError(
             f"{signal.source}: every EEG channel is flat ({join_words(report.flat)}), there is no signal."
@@ -1037,7 +1027,13 @@ def _deviations(data: np.ndarray, samples_per_second: int) -> np.ndarray:
     length = min(samples_per_second, data.shape[1])
     seconds = data.shape[1] // length
     patches = data[:, : seconds * length].reshape(len(data), seconds, length)
-    return np.median(np.abs(patches - np.median(patches, axis=2, keepdims=True)), axis=2)
+    return _median(np.abs(patches - _median(patches)))[:, :, 0]
+
+
+def _median(patches: np.ndarray) -> np.ndarray:
+    """Along the last axis, which stays with length 1. Sorting short rows is nine times as fast as `np.median`."""
+    ordered, length = np.sort(patches, axis=-1), patches.shape[-1]
+    return (ordered[..., (length - 1) // 2, np.newaxis] + ordered[..., length // 2, np.newaxis]) / 2
 
 
 def _amplitude(deviation: np.ndarray) -> np.ndarray:

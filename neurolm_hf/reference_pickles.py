@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers.utils.logging import tqdm
 
+from .channels_neurolm import resolve_channel
 from .dataset_card import write_card
 from .preparation import Plan, describe_plan, stored_unit
 from .prepared_set import (
@@ -39,7 +40,6 @@ from .prepared_set import (
     to_json,
 )
 from .processing_neurolm import EEGFeatureExtractor
-from .reading_neurolm import resolve_channel
 from .restricted_pickle import read_pickle
 from .storage import SPLITS, ShardWriter, encode_row, write_text
 from .task_sections import NoLabels, PathLabels, TrialLabels

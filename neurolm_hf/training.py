@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .channels_neurolm import CHANNEL_VOCABULARY
 from .modeling_neurolm import IGNORE_INDEX, NeuroLMVQModel
 from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
-from .reading_neurolm import CHANNEL_VOCABULARY
 from .storage import Row, row_signal
 from .tasks import Task
 

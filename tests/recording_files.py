@@ -1,5 +1,6 @@
 """Recordings for the tests: the real ones beside the repository, and EDF files written field by field."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -165,4 +166,44 @@ def write_set(path, data, names, rate=200, fdt=True):
         },
     }
     savemat(path, {**fields, "data": f"{path.stem}.fdt" if fdt else data, "chaninfo": {"nosedir": "+X"}})
+    return path
+
+
+def write_nihon(path, data, indices=(0, 1, 17), rate=200):
+    """A Nihon Kohden .eeg from (channels, samples) in microvolts; `indices` 0, 1, 17 are FP1, FP2, CZ."""
+    n, length = data.shape
+    step = (3199.902 + 3200) / 65535
+    head = bytearray(0x1800)
+    head[:16] = head[0x81 : 0x81 + 16] = b"EEG-1100A V01.00"
+    head[0x91], head[0x92:0x96], head[0x17FE] = 1, (0x400).to_bytes(4, "little"), 1
+    head[0x400 + 17], head[0x400 + 18 : 0x400 + 22] = 1, (0x1800).to_bytes(4, "little")
+    block = bytearray(0x27 + 10 * n)
+    block[0x1A:0x1C], block[0x26] = rate.to_bytes(2, "little"), n
+    block[0x1C:0x20] = (10 * length // rate).to_bytes(4, "little")
+    for i, index in enumerate(indices):
+        block[0x27 + 10 * i] = index
+    counts = np.vstack([np.round(data / step), np.zeros(length)]).astype(int) + 0x8000
+    path.write_bytes(bytes(head) + bytes(block) + counts.T.astype("<u2").tobytes())
+    return path
+
+
+def write_mff(path, data, rate=200):
+    """An EGI .mff folder from (channels, samples) in microvolts; its channels are E1, E2, ..."""
+    from mffpy import Writer
+    from mffpy.bin_writer import BinWriter
+
+    signal = BinWriter(sampling_rate=rate, data_type="EEG")
+    signal.add_block(np.asarray(data, dtype=np.float32), offset_us=0)
+    writer = Writer(str(path))
+    writer.addxml("fileInfo", recordTime=datetime(2020, 1, 2, 10, 11, 12, tzinfo=UTC))
+    writer.addbin(signal)
+    writer.write()
+    sensors = "".join(
+        f"<sensor><name>E{i}</name><number>{i}</number><type>0</type><x>{i}</x><y>1</y><z>1</z></sensor>"
+        for i in range(1, len(data) + 1)
+    )
+    layout = f"<name>net</name><sensors>{sensors}</sensors>"
+    for name, inside in (("sensorLayout", layout), ("coordinates", f"<sensorLayout>{layout}</sensorLayout>")):
+        content = f'<{name} xmlns="http://www.egi.com/{name}_mff">{inside}</{name}>'
+        (path / f"{name}.xml").write_text(f'<?xml version="1.0" encoding="UTF-8"?>{content}')
     return path

@@ -110,40 +110,50 @@ def test_adapter_on_the_base_is_the_model(folder: Path, monkeypatch: pytest.Monk
     assert not any("eeg_encoder" in name for name, _ in adapted.named_parameters() if "lora" in name)
 
 
-def test_readme_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) >= 5
+def test_readme_runs_from_top_to_bottom(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python, and its commands but git and make; the golden checkpoints stand in for the authors' files."""
+    shutil.copy(ROOT / "tests/parity/VQ.pt", folder / "VQ.pt")
+    shutil.copy(ROOT / "tests/parity/NeuroLM-base.pt", folder / "NeuroLM-B.pt")
     monkeypatch.chdir(folder)
+    blocks = re.findall(r"```(python|console)\n(.*?)```", README, flags=re.DOTALL)
+    assert sum(language == "python" for language, _ in blocks) >= 5
     namespace: dict[str, object] = {}
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), namespace)
+    commands = []
+    for language, block in blocks:
+        if language == "python":
+            with contextlib.redirect_stdout(printed):
+                exec(compile(block, "README.md", "exec"), namespace)
+            continue
+        for line in block.splitlines():
+            if line.startswith("$ ") and not line.startswith(("$ git ", "$ make ")):
+                commands.append(line.removeprefix("$ "))
+                run_command(commands[-1], folder)
     codes = namespace["codes"]
     assert isinstance(codes, torch.Tensor)
     assert codes.shape == (16, 76)  # 64 s in windows of 4 s, 19 channels
     assert codes.min() >= 0
     assert "FC5" in printed.getvalue()
     assert "60-64 s:" in printed.getvalue()
-
-
-def test_readme_commands_run(folder: Path) -> None:
-    """Every console command but git and make; the golden checkpoints stand in for the authors' files."""
-    blocks = "".join(re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL))
-    commands = [line.removeprefix("$ ") for line in blocks.splitlines() if line.startswith("$ ")]
-    commands = [command for command in commands if not command.startswith(("git ", "make "))]
-    assert commands
-    shutil.copy(ROOT / "tests/parity/VQ.pt", folder / "VQ.pt")
-    shutil.copy(ROOT / "tests/parity/NeuroLM-base.pt", folder / "NeuroLM-B.pt")
-    for command in commands:
-        # the golden checkpoints have no GPT-2 vocabulary, and there may be no Hub
-        words = command.replace("--text-tokenizer gpt2", "--text-tokenizer none").split()
-        words[0] = sys.executable
-        done = subprocess.run(
-            words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (command, done.stderr)
+    assert "(19, 800)" in printed.getvalue()
+    assert len(commands) >= 5
     assert (folder / "neurolm-b/config.json").is_file()
+    assert (folder / "text/summary.json").is_file()
+
+
+def run_command(command: str, folder: Path) -> None:
+    """A command of the README, by this Python."""
+    # the golden checkpoints have no GPT-2 vocabulary, and there may be no Hub
+    words = command.replace("--text-tokenizer gpt2", "--text-tokenizer none").split()
+    assert words[0] == "python"
+    done = subprocess.run(
+        [sys.executable, *words[1:]],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (command, done.stderr)
 
 
 def test_readme_names_files_that_exist() -> None:

@@ -327,12 +327,6 @@ def test_files_that_belong_to_a_recording_count(tmp_path: Path) -> None:
     assert list(beside) == ["sub-1_task-x_channels.tsv"]
 
 
-def test_shard_names_are_file_names(tmp_path: Path) -> None:
-    names = {shard_name(key) for key in ("a/b.edf", "a-b.edf", "a_b.edf", "ä/b c.edf", "a/b.bdf", "x" * 300 + ".edf")}
-    assert len(names) == 6
-    assert all(len(name) < 100 and name.isascii() and "." not in name and "/" not in name for name in names)
-
-
 def test_two_ranks_stream_their_own_rows(clean: Path) -> None:
     stream = load_prepared(clean, "train", streaming=True)
     whole = [(row["recording"], row["start"]) for row in stream]
@@ -455,6 +449,29 @@ def test_killed_five_times_at_random_moments(recordings: Path, clean: Path, tmp_
         run.wait()
     assert run_script(*arguments, "--workers", 2).wait() == 0
     assert contents(tmp_path / "set") == contents(tmp_path / "timed") == contents(clean)
+
+
+class DeadlyExtractor(EEGFeatureExtractor):
+    """Dies of two recordings, as compiled readers do of some damaged files."""
+
+    def prepare(self, eeg: Any, *arguments: Any, **options: Any) -> Any:
+        if Path(eeg).name in ("Subject01_1.edf", "Subject03_2.edf"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().prepare(eeg, *arguments, **options)
+
+
+@pytest.mark.slow
+def test_recordings_that_kill_their_process_are_reported(recordings: Path, clean: Path, tmp_path: Path) -> None:
+    summary = prepare(recordings, tmp_path / "set", feature_extractor=DeadlyExtractor(), workers=2)
+    assert {entry["recording"]: entry["error"] for entry in summary.failed} == {
+        name: f"{name}: the process that read it died, in the reader's own code or for want of memory"
+        for name in ("Subject01_1.edf", "Subject03_2.edf")
+    }
+    assert sum(summary.windows.values()) == 18
+    there = contents(tmp_path / "set")
+    assert not [name for name in there if name.endswith(".part")]
+    assert prepare(recordings, tmp_path / "set").failed == []
+    assert contents(tmp_path / "set") == contents(clean)
 
 
 @pytest.mark.slow

@@ -18,14 +18,15 @@ from recording_files import RECORDINGS, SHARED, make_eeg, needs_recordings, need
 from safetensors.numpy import load_file
 
 from neurolm_hf import processing_neurolm, reading_neurolm
+from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.processing_neurolm import (
     EEGBatch,
     EEGFeatureExtractor,
+    InputChecks,
     NeuroLMProcessor,
     build_text_tokenizer,
     train_text_tokenizer,
 )
-from neurolm_hf.reading_neurolm import CHANNEL_VOCABULARY
 
 
 needs_gpt2 = pytest.mark.skipif(not (SHARED / "gpt2" / "encoder.json").is_file(), reason="needs ../shared/gpt2")
@@ -111,9 +112,13 @@ def test_a_wrong_unit_is_caught(factor, unit, likely):
 def test_a_wrong_unit_in_a_file_header_is_caught(tmp_path):
     for unit in ("n/a", ""):
         path = write_edf(tmp_path / "unit.edf", unit=unit)
-        with pytest.raises(ValueError, match=r"unit.edf: read in V.*pass unit='uV'"):
+        with (
+            pytest.warns(UserWarning, match="MNE takes the numbers for volts"),
+            pytest.raises(ValueError, match=r"unit.edf: read in V.*pass unit='uV'"),
+        ):
             make_extractor()(path)
-        amplitudes = make_extractor()(path, unit="uV").reports[0].amplitude
+        with pytest.warns(UserWarning, match="MNE takes the numbers for volts"):
+            amplitudes = make_extractor()(path, unit="uV").reports[0].amplitude
         assert all(15 < amplitude < 25 for amplitude in amplitudes.values())
 
 
@@ -228,6 +233,101 @@ def test_average_reference():
     bipolar = extractor.prepare(make_eeg(2), ["FP1-F7", "CZ"], 200, "uV")[0]
     assert ("average reference", "the montage has bipolar pairs") in bipolar.report.steps_skipped
     np.testing.assert_allclose(bipolar.values, make_eeg(2) / 100, rtol=1e-6)
+    single = extractor.prepare(make_eeg(1), ["CZ"], 200, "uV")[0]
+    assert dict(single.report.steps_skipped)["average reference"].startswith("there is one channel only")
+    np.testing.assert_allclose(single.values, make_eeg(1) / 100, rtol=1e-6)
+
+
+# Samples are computed where they are read ----------------------------------------------------------------------------
+
+
+def test_a_file_too_long_for_memory_gives_the_same(tmp_path, monkeypatch):
+    """Read twice and in blocks, instead of loaded."""
+    path = write_edf(tmp_path / "long.edf", ("EEG Fp1", "EEG Fp2", "EEG C3"), seconds=200, rate=250)
+    extractor = EEGFeatureExtractor()
+    expected = extractor.prepare(path)[0]
+    monkeypatch.setattr(processing_neurolm, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(processing_neurolm, "_CHECKED_VALUES", 1001)
+    prepared = extractor.prepare(path)[0]
+    assert prepared.report.to_dict() == expected.report.to_dict()
+    assert prepared.values.dtype == np.float32
+    np.testing.assert_array_equal(prepared.values, expected.values)
+
+
+def test_samples_are_read_anywhere():
+    prepared = make_extractor().prepare(make_eeg(seconds=10), NAMES, 200, "uV")[0]
+    assert prepared.n_samples == 2000
+    np.testing.assert_allclose(prepared.read(1999, 2000), make_eeg(seconds=10)[:, 1999:] / 100, rtol=1e-6)
+    np.testing.assert_array_equal(prepared.read(5, 17), prepared.values[:, 5:17])
+    for start, stop in ((-1, 3), (3, 3), (0, 2001)):
+        with pytest.raises(ValueError, match=rf"recording 0: samples {start} to {stop} are not within 0 to 2000"):
+            prepared.read(start, stop)
+
+
+def test_channels_are_picked_by_name_and_in_order():
+    prepared = make_extractor(reference="average").prepare(make_eeg(), NAMES, 200, "uV")[0]
+    picked = prepared.pick(["C3", "FP1"])
+    assert picked.ch_names == ["C3", "FP1"]
+    assert picked.channel_ids.tolist() == [CHANNEL_VOCABULARY.index(name) for name in ("C3", "FP1")]
+    # the average is that of all channels
+    np.testing.assert_array_equal(picked.values, prepared.values[[2, 0]])
+    np.testing.assert_array_equal(picked.pick(["FP1"]).read(3, 9), prepared.values[:1, 3:9])
+    with pytest.raises(ValueError, match=r"recording 0 has no channel CZ, OZ\. It has FP1, FP2, C3"):
+        prepared.pick(["CZ", "FP1", "OZ"])
+
+
+def test_annotations_count_from_the_first_sample():
+    raw = make_raw(10.0)
+    raw.set_annotations(mne.Annotations([1.5, 4.0], [0.0, 2.0], ["T0", "T1"]))
+    cropped = raw.copy().crop(1.0, None)
+    assert make_extractor().prepare(raw)[0].annotations == [(1.5, 0.0, "T0"), (4.0, 2.0, "T1")]
+    assert make_extractor().prepare(cropped)[0].annotations == [(0.5, 0.0, "T0"), (3.0, 2.0, "T1")]
+    assert make_extractor().prepare(make_eeg(), NAMES, 200, "uV")[0].annotations == []
+
+
+def test_the_amplitude_of_a_long_recording_is_measured_in_parts(monkeypatch):
+    monkeypatch.setattr(processing_neurolm, "_MEASURED_BLOCKS", 2)
+    eeg = make_eeg(2, seconds=1000)
+    eeg[:, 327 * 200 : 654 * 200] *= 20  # all of the second of four blocks
+    prepared = make_extractor().prepare(eeg, NAMES[:2], 200, "uV")[0]
+    assert prepared.report.amplitude_seconds == 327 + 19  # the first and the last
+    assert "over 346 s" in str(prepared.report)
+    assert 15 < prepared.report.amplitude["FP1"] < 25
+    prepared = make_extractor().prepare(eeg[:, : 400 * 200], NAMES[:2], 200, "uV")[0]
+    assert prepared.report.amplitude_seconds == 400
+
+
+@pytest.mark.parametrize("length", [7, 1000, 9999, 10_000])
+def test_flat_and_clipped_channels_are_found_in_one_pass(length):
+    """In blocks of any length as in one piece."""
+    eeg = make_eeg(7, seconds=50, seed=1)
+    eeg[1, 900:] = 3.0  # 91 %
+    eeg[2, 3000:] = 3.0  # 70 %
+    eeg[3] = np.clip(eeg[3], -30, 1000)  # stays for 0.4 %
+    eeg[4] = np.clip(eeg[4], -1000, 20)  # for 2.5 %
+    eeg[5, ::2] = 7.0  # half of the time, never twice in a row
+    eeg[6, 9000:] = 0.0  # dead for a while
+    checks = InputChecks(7)
+    for start in range(0, eeg.shape[1], length):
+        checks.add(eeg[:, start : start + length])
+    assert not checks.n_bad.any()
+    assert checks.flat.tolist() == [False, True, False, False, False, False, False]
+    stays = [np.mean((row[1:] == row[:-1]) & np.isin(row[1:], (row.min(), row.max()))) for row in eeg]
+    assert checks.clipped.tolist() == [share >= 0.01 and row != 1 for row, share in enumerate(stays)]
+    assert checks.clipped[3:5].tolist() == [False, True]
+
+
+def test_windows_lie_within_the_recording():
+    assert list(processing_neurolm.window_starts(10, 4, 3)) == [0, 3, 6]
+    assert list(processing_neurolm.window_starts(9, 4, 3)) == [0, 3]
+    assert list(processing_neurolm.window_starts(3, 4, 3)) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_torch_tensors_are_arrays(dtype):
+    tensor = torch.tensor(make_eeg(), dtype=dtype, requires_grad=True)
+    values = make_extractor().prepare(tensor, NAMES, 200, "uV")[0].values
+    np.testing.assert_allclose(values, tensor.detach().double().numpy() / 100, rtol=1e-6)
 
 
 def test_without_mne_only_what_needs_it_fails(monkeypatch):
@@ -279,6 +379,7 @@ def test_wrong_arguments_raise(eeg, arguments, error, message):
         {"patch_size": 100},
         {"band": (75, 0.1)},
         {"band": (1,)},
+        {"band": None},
         {"notch_frequency": 0},
         {"scale": 0},
         {"reference": "Cz"},

@@ -20,24 +20,28 @@ from recording_files import (
     write_cnt,
     write_edf,
     write_gdf,
+    write_mff,
     write_mixed_edf,
+    write_nihon,
     write_persyst,
     write_set,
 )
 
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor
-from neurolm_hf.reading_neurolm import (
+from neurolm_hf.channels_neurolm import (
     CHANNEL_VOCABULARY,
     PAD_CHANNEL_ID,
+    microvolts_per,
+    resolve_channel,
+    resolve_montage,
+)
+from neurolm_hf.processing_neurolm import EEGFeatureExtractor
+from neurolm_hf.reading_neurolm import (
     RECORDING_SUFFIXES,
     excluded_rows,
-    microvolts_per,
     open_recording,
     read_edf_header,
     read_samples,
     recording_format,
-    resolve_channel,
-    resolve_montage,
 )
 
 
@@ -359,6 +363,16 @@ def test_edf_and_bdf_of_another_writer(tmp_path):
         assert (list(raw.annotations.description), notes) == (["blink"], [])
         assert recording_format(tmp_path / name) == name[2:].upper()
         assert read_edf_header(tmp_path / name).kind == f"{name[2:].upper()}+C"
+
+
+def test_nihon_kohden_and_egi(tmp_path, capsys):
+    data = make_eeg(3, 4)
+    _, notes = check_reads_as(write_nihon(tmp_path / "a.eeg", data), data, 0.15, ["FP1", "FP2", "CZ"])
+    assert recording_format(tmp_path / "a.eeg") == "Nihon Kohden"
+    assert any("21E containing channel definitions; Default channel names are chosen" in note for note in notes)
+    _, notes = check_reads_as(write_mff(tmp_path / "a.mff", data), data, 1e-4, ["E1", "E2", "E3"])
+    assert (notes, recording_format(tmp_path / "a.mff")) == ([], "EGI MFF")
+    assert capsys.readouterr().out == "", "mffpy prints, and a program's output is not its place"
 
 
 def test_eximia(tmp_path):

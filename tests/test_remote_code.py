@@ -25,6 +25,7 @@ CODE = {"configuration_neurolm.py", "modeling_neurolm.py"}
 PROCESSING = {
     "filtering_neurolm.py",
     "processing_neurolm.py",
+    "channels_neurolm.py",
     "reading_neurolm.py",
     "processor_config.json",
     "chat_template.jinja",

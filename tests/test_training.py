@@ -7,8 +7,8 @@ from tiny import EEG, randomize, text_config, vq_batch, vq_config, vq_model
 from transformers import TrainingArguments
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQModel
+from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
-from neurolm_hf.reading_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.storage import encode_row
 from neurolm_hf.tasks import load_task
 from neurolm_hf.training import (
