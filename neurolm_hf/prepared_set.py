@@ -53,7 +53,9 @@ class Summary:
             hours, subjects = self.hours[split], self.subjects[split]
             lines.append(f"  {split:<12}{windows:>9} windows {hours:>9.1f} h {subjects:>6} subjects")
         lines += [f"  left out    {count:>9} windows: {reason}" for reason, count in sorted(left_out.items())]
-        lines += [f"  failed: {entry['recording']}: {entry['error']}" for entry in self.failed]
+        for entry in self.failed:
+            name, error = entry["recording"], entry["error"]
+            lines.append(f"  failed: {error if name in error else f'{name}: {error}'}")
         warned = sum(bool(entry["warnings"]) for entry in self.files)
         lines += [f"  {warned} recordings with warnings: see summary.json"] * bool(warned)
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

@@ -51,22 +51,25 @@ def select_channels(task: Task, prepared: PreparedEEG) -> PreparedEEG:
 
 
 def window_length(task: Task, prepared: PreparedEEG, feature_extractor: EEGFeatureExtractor) -> int:
-    """Samples of a window: the task's, or as many as the feature extractor's token budget holds.
+    """Samples of a window: the task's, or as many as the feature extractor's token budget holds, and at most the whole
+    seconds of the recording.
 
     Raises:
         ValueError: windows of the task's length and so many channels exceed the token budget.
     """
     channels, source = len(prepared.ch_names), prepared.report.source
     seconds = task.windows.seconds
+    rate = feature_extractor.sampling_rate
     if seconds is None:
-        return feature_extractor.window_length(channels, source) * feature_extractor.sampling_rate
+        usable = int(prepared.n_samples / rate - task.windows.leave_out_last_seconds)
+        return min(feature_extractor.window_length(channels, source), max(usable, 1)) * rate
     if seconds > feature_extractor.max_seconds or seconds * channels > feature_extractor.max_tokens:
         raise ValueError(
             f"{source}: windows of {seconds} s of {channels} channels exceed the feature extractor's budget of "
             f"{feature_extractor.max_tokens} tokens and {feature_extractor.max_seconds} s. Name fewer channels, or "
             f"declare shorter windows, in task {task.name}."
         )
-    return seconds * feature_extractor.sampling_rate
+    return seconds * rate
 
 
 def place_windows(

@@ -294,7 +294,10 @@ class TestChannels:
 
     def test_window_length(self):
         assert window_length(load_task("Workload"), Counted(9), EXTRACTOR) == 800
-        assert window_length(load_task("TUEG"), Counted(9, ["FP1"] * 23), EXTRACTOR) == 44 * 200
+        budget = load_task("TUEG")  # leaves out the last 10 s
+        assert window_length(budget, Counted(60 * 200, ["FP1"] * 23), EXTRACTOR) == 44 * 200
+        assert window_length(budget, Counted(30 * 200 + 150, ["FP1"] * 23), EXTRACTOR) == 20 * 200
+        assert window_length(budget, Counted(9 * 200, ["FP1"] * 23), EXTRACTOR) == 200
 
 
 def test_windows_are_read_across_the_ends():
