@@ -109,7 +109,7 @@ def resolve_channel(name: str) -> str | None:
     ('EEG F4-M1' is F4) do not matter. A bipolar pair is itself or unknown, never its first electrode; inside a pair
     T3, T4, T5, T6 are read as T7, T8, P7, P8. A name that is in the vocabulary is never renamed.
     """
-    cleaned = _clean(name)
+    cleaned = clean_name(name)
     if cleaned in _NAME_BY_UPPER:
         return _NAME_BY_UPPER[cleaned]
     if _is_reference_pair(cleaned):
@@ -172,7 +172,7 @@ def resolve_rows(
             raise TypeError(f"{source}: channel names are strings, row {row} has {original!r}.")
         reason = (excluded or {}).get(row)
         # BioSemi's A1 is no ear lobe and its C3 no C3.
-        name = None if biosemi and _BIOSEMI_LABEL.match(_clean(original)) else resolve_channel(original)
+        name = None if biosemi and _BIOSEMI_LABEL.match(clean_name(original)) else resolve_channel(original)
         if reason is None and name is not None:
             rows.append(KeptChannel(row, original, name, _ID_BY_NAME[name]))
             continue
@@ -181,7 +181,8 @@ def resolve_rows(
     return rows
 
 
-def _clean(name: str) -> str:
+def clean_name(name: str) -> str:
+    """A channel name in capitals, without 'EEG ' or 'POL ' in front, dots at the end and spaces around hyphens."""
     cleaned = re.sub(r"[‐‑‒–—−]", "-", name.strip().upper())
     cleaned = re.sub(r"\s*-\s*", "-", re.sub(r"\s+", " ", cleaned))
     return _PREFIX.sub("", cleaned).rstrip(".").strip()
@@ -194,7 +195,7 @@ def _is_reference_pair(cleaned: str) -> bool:
 
 def non_eeg_reason(name: str) -> str | None:
     """Why a channel is no EEG by its name, or None where the name does not say so."""
-    cleaned = _clean(name)
+    cleaned = clean_name(name)
     if _is_reference_pair(cleaned):
         return "a pair of two reference electrodes, no scalp signal"
     return "not EEG by its name" if _NON_EEG.search(cleaned) else None
@@ -202,7 +203,7 @@ def non_eeg_reason(name: str) -> str | None:
 
 def _has_biosemi_labels(ch_names: Sequence[str]) -> bool:
     """Whether A1 and A2 stand in a row of BioSemi labels (A1...A32, B1...B32, ...)."""
-    names = {_clean(name) for name in ch_names if isinstance(name, str)}
+    names = {clean_name(name) for name in ch_names if isinstance(name, str)}
     return any({f"{row}3", f"{row}4", f"{row}5"} <= names for row in "ABDGHI")  # C3 and F3 are 10-20, E3 is EGI's
 
 
@@ -210,12 +211,12 @@ def _unknown_channels_message(unknown: list[str], source: str, biosemi: bool) ->
     parts = []
     egi = {"E1", "E2", "E3"} <= set(unknown)
     for name in unknown[:NAMED_AT_MOST]:
-        close = [] if biosemi or egi else difflib.get_close_matches(_clean(name), _NAME_BY_UPPER, n=3, cutoff=0.5)
+        close = [] if biosemi or egi else difflib.get_close_matches(clean_name(name), _NAME_BY_UPPER, n=3, cutoff=0.5)
         parts.append(f"{name!r}" + (f" (close to {', '.join(_NAME_BY_UPPER[key] for key in close)})" if close else ""))
     if len(unknown) > NAMED_AT_MOST:
         parts.append(f"and {len(unknown) - NAMED_AT_MOST} more")
     hints = ""
-    if any(_clean(name) == "PAD" for name in unknown):
+    if any(clean_name(name) == "PAD" for name in unknown):
         hints += " 'pad' is reserved for padding."
     if biosemi:
         hints += (
@@ -231,7 +232,8 @@ def _unknown_channels_message(unknown: list[str], source: str, biosemi: bool) ->
         hints += " MNE adds -0, -1, ... to channels that share a name: keep one of each and rename it."
     return (
         f"{source}: {len(unknown)} channel name(s) not in NeuroLM's vocabulary: {join_words(parts)}.{hints} "
-        "Rename them, leave them out, or pass unknown_channels='drop' to drop and report them."
+        "Rename them, leave them out, or pass unknown_channels='drop' (--unknown-channels drop) to drop and "
+        "report them."
     )
 
 

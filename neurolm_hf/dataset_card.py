@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .storage import write_text
+from .splits import SUBJECT_SHARES
+from .storage import NEEDED, write_text
 
 
 # What is known of the six tasks' and the shipped corpora's sources, by task name. For others the card says that it
@@ -62,7 +63,7 @@ def write_card(folder: str | Path, licence: str | None = None) -> Path:
         f"# {preparation['task']}: EEG windows prepared for NeuroLM\n",
         _what_is_asked(preparation["task_file"]),
         _contents(folder, preparation["task_file"], summary),
-        _preparation(preparation),
+        _preparation(preparation, summary),
         _split(preparation, summary),
         _losses(summary),
         _LOADING.format(split=next(iter(summary["windows"]), "train")),
@@ -73,19 +74,15 @@ def write_card(folder: str | Path, licence: str | None = None) -> Path:
     return card
 
 
-def push_prepared(
-    folder: str | Path, repo_id: str, *, private: bool = True, revision: str | None = None, token: str | None = None
-) -> str:
-    """Uploads a prepared folder to a dataset repository of the Hub, which is made if it is not there.
+def push_prepared(folder: str | Path, repo_id: str) -> str:
+    """Uploads a prepared folder to a dataset repository of the Hub, which is made, private, if it is not there.
 
-    Sent are the card, the two JSON files, the shards and the reports; nothing else that may lie in the folder.
+    Sent are the card, the two JSON files, the shards and the reports; nothing else that may lie in the folder. The
+    token is the one that `hf auth login` has kept.
 
     Args:
         folder: a finished prepared set with its card.
         repo_id: `name/of-the-repository`.
-        private: whether a new repository is private. One that exists stays as it is.
-        revision: a branch to upload to, made if it is not there; None: the main one.
-        token: of the Hub; None: the one that `hf auth login` has kept.
 
     Returns:
         The address of the commit.
@@ -100,15 +97,12 @@ def push_prepared(
     preparation, summary = read_description(folder)
     if not (folder / "README.md").is_file():
         raise ValueError(f"{folder} has no card: write it with write_card first.")
-    api = HfApi(token=token)
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
     commit = api.upload_folder(
         repo_id=repo_id,
         repo_type="dataset",
         folder_path=os.fspath(folder),
-        revision=revision,
         allow_patterns=_UPLOADED,
         delete_patterns=_UPLOADED,  # shards of an earlier upload that this folder does not have
         commit_message=f"{preparation['task']}, fingerprint {summary['fingerprint'][:12]}",
@@ -175,14 +169,14 @@ def _count_labels(shards: Path) -> Counter[int]:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError('a card needs pyarrow: pip install "neurolm_hf[data]"') from error
+        raise ImportError(NEEDED, name="pyarrow") from error
     counts: Counter[int] = Counter()
     for shard in sorted(shards.glob("*.parquet")):
         counts.update(pq.read_table(shard, columns=["label"]).column("label").to_pylist())
     return counts
 
 
-def _preparation(preparation: Mapping[str, Any]) -> str:
+def _preparation(preparation: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     recipe = preparation["recipe"]
     low, high = recipe["band"]
     steps = []
@@ -197,6 +191,12 @@ def _preparation(preparation: Mapping[str, Any]) -> str:
     if recipe["do_rescale"]:
         steps.append(f"divided by {recipe['scale']:g} µV")
     lines = [f"Whole recordings in microvolts were {', '.join(steps) or 'left as they were'}, and then cut."]
+    impossible = Counter(step for file in summary["files"] for step in file.get("steps_impossible", []))
+    for step, count in sorted(impossible.items()):
+        lines.append(
+            f"But {step} was left out of {count:,} of {len(summary['files']):,} recordings, which do not allow it: "
+            "see their warnings in `summary.json`."
+        )
     channels = preparation["task_file"]["channels"]
     lines.append(f"Channels: {', '.join(channels) if channels else 'those of each recording'}.")
     lines.append(f"Recipe `{preparation['recipe_id']}`, neurolm_hf {preparation['neurolm_hf']}.")
@@ -204,9 +204,14 @@ def _preparation(preparation: Mapping[str, Any]) -> str:
 
 
 def _split(preparation: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    chosen = preparation["split_rule"]
-    rule = preparation["task_file"]["split"]["rule"] if chosen in (None, "published") else chosen
-    lines = [f"Split: {_RULES.get(rule, rule)}."]
+    own, chosen = preparation["task_file"]["split"], preparation["split_rule"]
+    rule = own["rule"] if chosen in (None, "published") else chosen
+    text = _RULES.get(rule, rule)
+    if rule == "subject" and "from" not in preparation:  # what is imported was split elsewhere
+        shares = preparation["shares"] or (own["shares"] if own["rule"] == rule else SUBJECT_SHARES)
+        text += f", drawn by seed {preparation['seed']}: "
+        text += ", ".join(f"{part} {share:g}" for part, share in shares.items() if share)
+    lines = [f"Split: {text}."]
     lines += [f"- {note}" for note in summary["notes"]]
     return "## Split\n\n" + "\n".join(lines) + "\n"
 

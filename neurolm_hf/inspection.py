@@ -4,6 +4,7 @@
 Unknown channel names, odd units and implausible amplitudes are reported, where `EEGFeatureExtractor` would raise.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from .channels_neurolm import KeptChannel, UnknownChannels, join_words, resolve_montage, resolve_rows
+from .channels_neurolm import KeptChannel, UnknownChannels, clean_name, join_words, resolve_montage, resolve_rows
 from .processing_neurolm import PLAUSIBLE_MICROVOLTS, InputChecks, robust_amplitude, unit_advice
 from .reading_neurolm import (
     PathOrStr,
@@ -22,6 +23,7 @@ from .reading_neurolm import (
     read_samples,
     recording_format,
     stored_units,
+    volts_per,
 )
 from .report import BLUE, STYLE, VERMILION
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 BLOCKS = 20
 BLOCK_SECONDS = 60
 FIRST_ANNOTATIONS = 5
+AMPLITUDE = "1.4826 x median absolute deviation within seconds, before filtering (preparation judges after filtering)"
 # MNE's channel types that are voltages.
 _VOLTAGES = {"eeg", "eog", "ecg", "emg", "bio", "seeg", "ecog", "dbs"}
 _GREY = "#767676"
@@ -49,7 +52,7 @@ class ChannelInfo:
         kind: MNE's channel type; None for a channel that is left out on opening, for its sampling rate.
         sampling_rate: in Hz, as stored.
         resolved: its vocabulary name, or None; left_out: why, then.
-        amplitude: robust amplitude in microvolts, None where it is no voltage or was not measured.
+        amplitude: `robust_amplitude` before filtering, in microvolts; None where it is no voltage or was not measured.
         flat, clipped: whether it has no signal, and whether it stays at the rails of its range.
     """
 
@@ -99,13 +102,13 @@ class RecordingInfo:
         kept = sum(channel.resolved is not None for channel in self.channels)
         lines = [
             self.path,
-            f"  {self.format}, {_size(self.bytes)}; {len(self.channels)} channels, {kept} of them usable; "
+            f"  {self.format}, {_size(self.bytes)}; {_count(len(self.channels), 'channel')}, {kept} usable; "
             f"{self.sampling_rate:g} Hz; {_duration(self.seconds)}; "
             + (f"from {self.start}" if self.start else "undated"),
             "",
             *(f"  {line}".rstrip() for line in _table(self.channels)),
             "",
-            f"  Amplitudes: {self.measured}.",
+            f"  Amplitude: {AMPLITUDE}; here {self.measured}.",
             f"  Annotations: {_annotation_text(self)}.",
         ]
         if self.problems:
@@ -236,7 +239,8 @@ def _name_problems(raw: Any, source: str) -> list[str]:
         try:
             resolve_montage(raw.ch_names, excluded_rows(raw), unknown_channels, source)
         except ValueError as error:
-            problems.append(str(error))
+            # the reason of each channel is in the table
+            problems.append(re.sub(r"(no EEG channel is left) \(.*\)", r"\1", str(error), flags=re.DOTALL))
     return problems
 
 
@@ -256,12 +260,12 @@ def _amplitude_problems(channels: Sequence[ChannelInfo]) -> list[str]:
     median = float(np.median(list(live.values())))
     if not low <= median <= high:
         problems.append(
-            f"the median channel has an amplitude of {median:.3g} uV, which is no EEG ({low:g} to {high:g} uV). "
-            + unit_advice(median * 1e-6)
+            f"before filtering, the median channel has an amplitude of {median:.3g} uV, which is no EEG ({low:g} to "
+            f"{high:g} uV). " + unit_advice(median * 1e-6)
         )
         return problems
     odd = [f"{name} ({amplitude:.3g} uV)" for name, amplitude in live.items() if not low <= amplitude <= high]
-    return problems + ([f"implausible amplitudes: {join_words(odd)}"] if odd else [])
+    return problems + ([f"implausible amplitudes before filtering: {join_words(odd)}"] if odd else [])
 
 
 def _total_bytes(path: PathOrStr, raw: Any) -> int:
@@ -299,11 +303,14 @@ def _annotation_text(info: RecordingInfo) -> str:
         return "none"
     shown = list(info.annotations.items())[:12]
     counts = join_words(f"{description!r} x {count}" for description, count in shown)
-    more = (
-        f" and {len(info.annotations) - len(shown)} other descriptions" if len(info.annotations) > len(shown) else ""
-    )
+    others = len(info.annotations) - len(shown)
+    more = f" and {_count(others, 'other description')}" if others else ""
     first = join_words(f"{text!r} at {onset:.2f} s" for onset, _, text in info.first_annotations)
     return f"{counts}{more}; the first: {first}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _size(n_bytes: int) -> str:
@@ -352,9 +359,10 @@ def plot_recording(path: PathOrStr, info: RecordingInfo) -> "Figure":
         grid = figure.add_gridspec(2, 2, width_ratios=(2, 1), height_ratios=(max(1.0, 0.09 * len(shown)), 1))
         trace_axis = figure.add_subplot(grid[:, 0])
         amplitude_axis, spectrum_axis = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
-        _draw_traces(trace_axis, raw, shown, channels, str(path))
-        _draw_amplitudes(amplitude_axis, channels)
-        _draw_spectrum(spectrum_axis, raw, eeg, str(path))
+        known = all(_has_known_unit(by_name[raw.ch_names[row]]) for row in eeg)
+        _draw_traces(trace_axis, raw, shown, channels, str(path), known)
+        _draw_amplitudes(amplitude_axis, channels, known)
+        _draw_spectrum(spectrum_axis, raw, eeg, str(path), known)
         more = f", {len(shown)} of {len(rows)} channels" if len(shown) < len(rows) else ""
         figure.suptitle(
             f"{Path(path).name}: {info.format}, {info.sampling_rate:g} Hz, {_duration(info.seconds)}{more}",
@@ -373,10 +381,18 @@ def _middle(raw: Any, seconds: float) -> tuple[int, int]:
 def _label(channel: ChannelInfo) -> str:
     if channel.resolved is None:
         return f"{channel.name} (left out)"
-    return channel.name if channel.resolved == channel.name else f"{channel.name} = {channel.resolved}"
+    same = clean_name(channel.name) == channel.resolved.upper()
+    return channel.name if same else f"{channel.name} = {channel.resolved}"
 
 
-def _draw_traces(axis: "Axes", raw: Any, rows: list[int], channels: list[ChannelInfo], source: str) -> None:
+def _has_known_unit(channel: ChannelInfo) -> bool:
+    """Whether microvolts are microvolts: formats that write no unit have one, EDF's and others' may be no voltage."""
+    return channel.unit is None or volts_per(channel.unit) is not None
+
+
+def _draw_traces(
+    axis: "Axes", raw: Any, rows: list[int], channels: list[ChannelInfo], source: str, known: bool
+) -> None:
     """One line a channel, the first on top, equally scaled; left-out channels in grey, each to its own scale."""
     start, stop = _middle(raw, TRACE_SECONDS)
     data = np.nan_to_num(read_samples(raw, rows, start, stop, source) * 1e6)
@@ -391,17 +407,22 @@ def _draw_traces(axis: "Axes", raw: Any, rows: list[int], channels: list[Channel
         axis.plot(seconds, height - position, color=BLUE if kept else _GREY, linewidth=0.6)
     axis.set_yticks(-np.arange(len(channels)), [_label(channel) for channel in channels], fontsize=8)
     axis.set(
-        xlim=(seconds[0], seconds[-1] + 1 / raw.info["sfreq"]), ylim=(-len(channels) + 0.2, 0.8), xlabel="Time (s)"
+        xlim=(seconds[0], seconds[-1] + 1 / raw.info["sfreq"]), ylim=(-len(channels) - 0.6, 1.6), xlabel="Time (s)"
     )
     axis.grid(axis="y", visible=False)
-    apart = f"; lines {spacing:.3g} µV apart" if spacing else ""
+    apart = f"; lines {_number(spacing, known)} apart" if spacing else ""
     axis.set_title(f"Unfiltered{apart}, traces cut at 1.5 lines; grey: left out, own scale", fontsize=10)
 
 
-def _draw_amplitudes(axis: "Axes", channels: list[ChannelInfo]) -> None:
-    low, high = PLAUSIBLE_MICROVOLTS
+def _number(microvolts: float, known: bool) -> str:
+    return f"{microvolts:.3g} µV" if known else f"{microvolts * 1e-6:.3g} (as read, unit unknown)"
+
+
+def _draw_amplitudes(axis: "Axes", channels: list[ChannelInfo], known: bool) -> None:
+    low, high = PLAUSIBLE_MICROVOLTS if known else (0.0, np.inf)
+    factor = 1.0 if known else 1e-6  # what MNE took for volts
     floor = 0.01
-    values = [max(channel.amplitude or 0.0, floor) for channel in channels]
+    values = [max(factor * (channel.amplitude or 0.0), floor) for channel in channels]
     colours = [
         _GREY if channel.resolved is None else BLUE if low <= value <= high and not channel.flat else VERMILION
         for channel, value in zip(channels, values, strict=True)
@@ -409,20 +430,24 @@ def _draw_amplitudes(axis: "Axes", channels: list[ChannelInfo]) -> None:
     positions = -np.arange(len(channels))
     axis.hlines(positions, floor, values, color=colours, linewidth=1.2)
     axis.scatter(values, positions, color=colours, s=14, zorder=3)
-    axis.axvspan(low, high, color="#eef4f8", zorder=0)
     axis.set_xscale("log")
+    end = 2 * max(values)
+    if known:
+        axis.axvspan(low, high, color="#eef4f8", zorder=0)
+        end = max(2 * high, end)
     axis.set_yticks(positions, [_label(channel) for channel in channels], fontsize=6 if len(channels) > 24 else 8)
-    axis.set(xlim=(floor, max(2 * high, 2 * max(values))), ylim=(-len(channels) + 0.2, 0.8))
+    axis.set(xlim=(floor, end), ylim=(-len(channels) + 0.2, 0.8))
     axis.grid(axis="y", visible=False)
-    axis.set_title("Robust amplitude (µV); shaded: plausible", fontsize=10)
+    title = "Amplitude (µV), unfiltered; shaded: plausible" if known else "Amplitude, as read, unit unknown"
+    axis.set_title(title, fontsize=10)
 
 
-def _draw_spectrum(axis: "Axes", raw: Any, rows: list[int], source: str) -> None:
+def _draw_spectrum(axis: "Axes", raw: Any, rows: list[int], source: str, known: bool) -> None:
     """Median over the channels, and the range of the middle 80% of them."""
     from scipy.signal import welch
 
     rate = raw.info["sfreq"]
-    data = np.nan_to_num(read_samples(raw, rows, *_middle(raw, SPECTRUM_SECONDS), source) * 1e6)
+    data = np.nan_to_num(read_samples(raw, rows, *_middle(raw, SPECTRUM_SECONDS), source) * (1e6 if known else 1.0))
     frequencies, power = welch(data, rate, nperseg=min(data.shape[1], round(2 * rate)))
     inside = (frequencies > 0) & (frequencies <= 100)
     power = np.maximum(power[:, inside], 1e-12)
@@ -431,4 +456,5 @@ def _draw_spectrum(axis: "Axes", raw: Any, rows: list[int], source: str) -> None
     axis.plot(frequencies[inside], middle, color=BLUE, linewidth=1.2)
     axis.set_yscale("log")
     axis.set(xlim=(0, min(100, rate / 2)), xlabel="Frequency (Hz)")
-    axis.set_title("Power (µV²/Hz): median, middle 80%", fontsize=10)
+    unit = "µV²/Hz" if known else "as read, unit unknown"
+    axis.set_title(f"Power ({unit}): median, middle 80%", fontsize=10)

@@ -19,7 +19,7 @@ from mne import use_log_level
 from transformers.utils.logging import tqdm
 
 from . import __version__
-from .channels_neurolm import UnknownChannels
+from .channels_neurolm import UnknownChannels, microvolts_per
 from .dataset_card import write_card
 from .prepared_set import (
     Summary,
@@ -35,8 +35,8 @@ from .prepared_set import (
 from .processing_neurolm import EEGFeatureExtractor
 from .recordings import Recording, find_recordings
 from .splits import assign_splits
-from .storage import SPLITS, STORAGE, TEMPORARY, Row, ShardWriter, encode_row, write_text
-from .task_sections import SidecarLabels
+from .storage import NEEDED, STORAGE, TEMPORARY, Row, ShardWriter, encode_row, write_text
+from .task_sections import PARTS, FolderSplit, ShareSplit, SidecarLabels, TrialLabels, TrialSplit
 from .tasks import Task
 from .windows import place_windows, read_window, select_channels, window_length
 
@@ -86,21 +86,20 @@ def prepare_dataset(
         The summary of all that is in `output` by now.
 
     Raises:
-        FileNotFoundError, ValueError: what `find_recordings` or `assign_splits` refuse, an output folder of another
-            preparation, a part that does not exist.
+        FileNotFoundError, ValueError: what `find_recordings` or `assign_splits` refuse, an unknown unit, an output
+            folder of another preparation, a part that does not exist.
         ImportError: a package is missing.
         OSError: `output` cannot be written to.
     """
     index, parts = shard
     if not 0 <= index < parts:
         raise ValueError(f"A shard i/n has 0 <= i < n, got {index}/{parts}.")
+    if unit is not None:
+        microvolts_per(unit)  # or it would be refused recording by recording
     plan = Plan(task, feature_extractor, unit, unknown_channels or task.unknown_channels)
     folder, output = Path(folder).absolute(), Path(output).absolute()  # workers may stand elsewhere
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = find_recordings(task, folder)
+    found, remarks = _find(task, folder)
     recordings, notes = assign_splits(task, found, rule=split_rule, shares=shares, seed=seed)
-    notes += [str(one.message).removeprefix(f"{folder}: ") for one in caught]
     settings = {
         **describe_plan(plan),
         "split_rule": split_rule or "published",
@@ -111,13 +110,44 @@ def prepare_dataset(
     open_output(output, settings)
     remove_leftovers(output, {shard_name(one.key) for one in recordings}, {shard_name(one.key) for one in mine})
     _run(mine, output, plan, workers)
-    return _finish(output, [one.key for one in recordings], notes, licence)
+    foreseen = _foreseen_parts(task, recordings, split_rule)
+    return _finish(output, recordings, foreseen, notes + remarks, licence)
 
 
-def _finish(output: Path, keys: Sequence[str], notes: Sequence[str], licence: str | None) -> Summary:
+def _find(task: Task, folder: Path) -> tuple[list[Recording], list[str]]:
+    """The recordings of a folder, and what is remarked on files that are none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = find_recordings(task, folder)
+    return found, [str(one.message).removeprefix(f"{folder}: ") for one in caught]
+
+
+def _foreseen_parts(task: Task, recordings: Sequence[Recording], split_rule: str | None) -> set[str]:
+    """The parts that the split should fill."""
+    parts: set[str] = {one.split for one in recordings if one.split}
+    if split_rule is not None:
+        return parts  # every part with a share has a subject
+    match task.split:
+        case FolderSplit(folders=folders, validation_share=share):
+            parts |= {*folders.values(), *(["validation"] if share else [])}
+        case ShareSplit(shares=own):
+            parts |= {part for part, share in own.items() if share}
+        case TrialSplit():
+            if isinstance(task.labels, TrialLabels):
+                parts |= {trial.split for trial in task.labels.trials if trial.split}
+            parts |= {row.split for one in recordings for row in one.rows if row.split}
+    return parts
+
+
+def _finish(
+    output: Path, recordings: Sequence[Recording], foreseen: set[str], notes: Sequence[str], licence: str | None
+) -> Summary:
     """Writes the summary, and the card once every recording has its report."""
+    keys = [one.key for one in recordings]
     while True:
         summary, missing = summarize(output, keys, notes)
+        if not missing:
+            summary.notes.extend(_empty_parts(summary, recordings, foreseen))
         write_text(output / "summary.json", to_json(asdict(summary)))
         # a part that ended meanwhile may have written its summary before ours
         if not any((output / "reports" / f"{shard_name(key)}.json").is_file() for key in missing):
@@ -125,6 +155,16 @@ def _finish(output: Path, keys: Sequence[str], notes: Sequence[str], licence: st
     if not missing:
         write_card(output, licence)
     return summary
+
+
+def _empty_parts(summary: Summary, recordings: Sequence[Recording], foreseen: set[str]) -> Iterator[str]:
+    """A note on every part that was foreseen and has no windows."""
+    failed = {entry["recording"] for entry in summary.failed}
+    for part in (part for part in PARTS if part in foreseen and part not in summary.windows):
+        of_part = [one.key for one in recordings if one.split in (part, None)]  # None: its trials are split
+        lost = len(failed.intersection(of_part))
+        reason = f"of its {len(of_part)} recordings {lost} failed, {len(of_part) - lost} gave none"
+        yield f"the {part} part has no windows: {reason if of_part else 'no recording belongs to it'}"
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
@@ -155,7 +195,7 @@ def prepare_recording(recording: Recording, output: Path, plan: Plan) -> str:
     report = _new_report(recording, plan)
     if _is_done(report_file, report, output):
         return recording.key
-    unlink_all([report_file, *(output / "data" / split / f"{name}.parquet" for split in SPLITS)])
+    unlink_all([report_file, *(output / "data" / split / f"{name}.parquet" for split in PARTS)])
     mark = _mark(recording, output)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
@@ -185,6 +225,7 @@ def _new_report(recording: Recording, plan: Plan) -> dict[str, Any]:
         "shards": {},
         "left_out": [],
         "warnings": [],
+        "steps_impossible": [],
         "error": None,
     }
     try:
@@ -222,7 +263,7 @@ def _write_shards(recording: Recording, output: Path, plan: Plan, report: dict[s
             report["shards"][split] = file_sha256(writer.path)
     except _UnusableError as error:
         report["error"] = str(error)
-        report |= {"windows": {}, "window_hours": {}, "left_out": []}
+        report |= {"windows": {}, "window_hours": {}, "left_out": [], "steps_impossible": []}
         _discard(writers)
     except BaseException:
         _discard(writers)
@@ -251,6 +292,7 @@ def _read_rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iter
     rate = extractor.sampling_rate
     (prepared,) = extractor.prepare(recording.path, unit=plan.unit, unknown_channels=plan.unknown_channels)
     report["warnings"] = prepared.report.warnings
+    report["steps_impossible"] = prepared.report.steps_impossible
     report["hours"] = prepared.n_samples / rate / 3600
     prepared = select_channels(task, prepared)
     windows, left_out = place_windows(task, recording, prepared, extractor)
@@ -304,7 +346,7 @@ def _in_parallel(recordings: Sequence[Recording], output: Path, plan: Plan, work
     try:
         from joblib import Parallel, delayed
     except ImportError as error:
-        raise ImportError('Preparing needs joblib: pip install "neurolm_hf[data]"', name="joblib") from error
+        raise ImportError(NEEDED, name="joblib") from error
     try:
         parallel = Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
     except ValueError:  # backends of process pools, Ray's among them, give their results at the end only
@@ -325,7 +367,7 @@ def _prepare_alone(recording: Recording, output: Path, plan: Plan) -> None:
         error = f"{recording.key}: the process that read it died, in the reader's own code or for want of memory"
         report = _new_report(recording, plan) | {"error": error}
         write_text(output / "reports" / f"{name}.json", to_json(report))
-        unlink_all(output / "data" / split / f"{name}.parquet" for split in SPLITS)
+        unlink_all(output / "data" / split / f"{name}.parquet" for split in PARTS)
     unlink_all(output.rglob(f".{name}.*{TEMPORARY}"))  # of either process
 
 

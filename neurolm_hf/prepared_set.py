@@ -12,12 +12,13 @@ settings give the same bytes, however often the work was interrupted, and on how
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .storage import SPLITS, TEMPORARY, write_text
+from .storage import TEMPORARY, write_text
+from .task_sections import PARTS
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Summary:
 
     Attributes:
         files: one entry a recording, in the order of their keys: `recording`, `subject`, `sha256`, `bytes`, `hours`
-            (length of the recording), `windows` (by split), `left_out` (`reason`, `windows`), `warnings`, `error`.
+            (length of the recording), `windows` (by split), `left_out` (`reason`, `windows`), `warnings`, `error`,
+            `steps_impossible` (of the recipe; left out because the recording does not allow them).
         windows, hours, subjects: by split; hours are those of the windows, overlaps counted twice.
         notes: what a user of the set must know, such as a split that is not by subject.
         fingerprint: sha256 over the shards; equal sets have equal ones.
@@ -52,6 +54,8 @@ class Summary:
         for split, windows in self.windows.items():
             hours, subjects = self.hours[split], self.subjects[split]
             lines.append(f"  {split:<12}{windows:>9} windows {hours:>9.1f} h {subjects:>6} subjects")
+        if self.files and not self.windows:
+            lines.append("  no window was kept")
         lines += [f"  left out    {count:>9} windows: {reason}" for reason, count in sorted(left_out.items())]
         for entry in self.failed:
             name, error = entry["recording"], entry["error"]
@@ -70,6 +74,8 @@ def shard_name(key: str) -> str:
 def open_output(output: Path, settings: dict[str, Any]) -> None:
     """Makes the folder, or sees to it that it is one of the same preparation. Takes its summary away until the end.
 
+    Where nothing has been prepared yet, other settings take the place of those that are there.
+
     Raises:
         ValueError: it was prepared with other settings, or holds something else.
     """
@@ -81,13 +87,38 @@ def open_output(output: Path, settings: dict[str, Any]) -> None:
     if not file.is_file():  # another part of this preparation may write the same at this moment
         write_text(file, to_json(settings))
     there = json.loads(file.read_text(encoding="utf-8"))
-    if different := sorted(name for name in settings | there if settings.get(name) != there.get(name)):
-        changes = "; ".join(f"{name} was {there.get(name)!r}, is {settings.get(name)!r}" for name in different)
-        raise ValueError(
-            f"{output} was prepared with other settings ({changes}). Give another output folder, or the settings of "
-            "the first run."
-        )
+    if there != settings:
+        if _holds_results(output):
+            raise ValueError(
+                f"{output} was prepared with other settings ({_differences(there, settings)}). Give another output "
+                "folder, or the settings of the first run, or delete the folder."
+            )
+        write_text(file, to_json(settings))
     unlink_all([output / "summary.json", output / "README.md"])  # until the run is complete
+
+
+def _holds_results(output: Path) -> bool:
+    """Whether a folder holds anything worth keeping: a shard, or a report without an error."""
+    if any(output.glob("data/*/*.parquet")):
+        return True
+    reports = (json.loads(file.read_text(encoding="utf-8")) for file in output.glob("reports/[!.]*.json"))
+    return any(report.get("error") is None for report in reports)
+
+
+def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:
+    """What differs, by its path, such as `recipe.scale: was 100.0, is 10.0`."""
+    before, now = dict(_leaves(there)), dict(_leaves(settings))
+    different = [path for path in sorted(before | now) if before.get(path) != now.get(path)]
+    return "; ".join(f"{path}: was {before.get(path, 'absent')}, is {now.get(path, 'absent')}" for path in different)
+
+
+def _leaves(content: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    """(path, JSON) of every value that is no object itself."""
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", json.dumps(value, ensure_ascii=False)
 
 
 def remove_leftovers(output: Path, names: set[str], mine: set[str]) -> None:
@@ -98,7 +129,7 @@ def remove_leftovers(output: Path, names: set[str], mine: set[str]) -> None:
         names: of the shards of all recordings.
         mine: of those that this run prepares; others may be written by another run at this moment.
     """
-    for folder in [output / "reports", *(output / "data" / split for split in SPLITS)]:
+    for folder in [output / "reports", *(output / "data" / split for split in PARTS)]:
         if not folder.is_dir():
             continue
         for file in folder.iterdir():
@@ -130,7 +161,7 @@ def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[
             reports.append(json.loads(file.read_text(encoding="utf-8")))
         else:
             missing.append(key)
-    splits = [split for split in SPLITS if any(split in report["windows"] for report in reports)]
+    splits = [split for split in PARTS if any(split in report["windows"] for report in reports)]
     subjects = {split: {report["subject"] for report in reports if split in report["windows"]} for split in splits}
     shards = sorted(
         f"{split}/{shard_name(report['recording'])} {digest}"
@@ -142,7 +173,11 @@ def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[
         notes.append(f"{len(missing)} of {len(keys)} recordings are not prepared yet, {missing[0]} among them")
     fields = ("recording", "subject", "sha256", "bytes", "hours", "windows", "left_out", "warnings", "error")
     summary = Summary(
-        files=[{name: report[name] for name in fields} for report in reports],
+        files=[
+            # of windows that were filtered elsewhere nothing is known
+            {name: report[name] for name in fields} | {"steps_impossible": report.get("steps_impossible", [])}
+            for report in reports
+        ],
         windows={split: sum(report["windows"].get(split, 0) for report in reports) for split in splits},
         hours={split: sum(report["window_hours"].get(split, 0.0) for report in reports) for split in splits},
         subjects={split: len(subjects[split]) for split in splits},

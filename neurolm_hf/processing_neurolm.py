@@ -56,6 +56,8 @@ class EEGReport:
         kept: (name found, vocabulary name) of the channels used, in order; `renamed` are those that differ.
         dropped: (name found, reason).
         steps_applied: in order; steps_skipped: (step, reason).
+        steps_impossible: those skipped though the recipe asks for them, because the recording does not allow
+            them; they stand among the warnings too.
         amplitude: robust amplitude in microvolts by vocabulary name, after filtering.
         amplitude_seconds: how much of the recording it was measured on: all, or of a long one 16 stretches spread
             evenly.
@@ -71,6 +73,7 @@ class EEGReport:
     dropped: list[tuple[str, str]] = field(default_factory=list)
     steps_applied: list[str] = field(default_factory=list)
     steps_skipped: list[tuple[str, str]] = field(default_factory=list)
+    steps_impossible: list[str] = field(default_factory=list)
     amplitude: dict[str, float] = field(default_factory=dict)
     amplitude_seconds: float = 0.0
     flat: list[str] = field(default_factory=list)
@@ -388,6 +391,11 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"band is (low, high) in Hz with 0 < low < high, not {self.band}.")
         if self.notch_frequency is not None and self.notch_frequency <= 0:
             raise ValueError(f"notch_frequency is positive or None, not {self.notch_frequency}.")
+        if self.do_notch and self.notch_frequency is not None and self.notch_frequency > self.sampling_rate / 2:
+            raise ValueError(
+                f"notch_frequency {self.notch_frequency:g} Hz is above the Nyquist frequency of the prepared signal, "
+                f"{self.sampling_rate / 2:g} Hz. The mains are at 50 or 60 Hz; for no notch pass None."
+            )
         if self.scale <= 0:
             raise ValueError(f"scale is positive, not {self.scale}.")
         if self.reference not in (None, "average"):
@@ -638,22 +646,22 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
     def _plan_band(self, rate: float, report: EEGReport) -> tuple[float | None, float | None]:
         edges: list[float | None] = []
         for name, edge in zip(("high-pass", "low-pass"), self.band, strict=True):
-            reason = None if self.do_filter else "switched off (do_filter=False)"
-            if reason is None and edge >= rate / 2:
-                reason = f"at or above the Nyquist frequency, {rate / 2:g} Hz"
-            _note_step(report, f"{name} {edge:g} Hz", reason)
-            edges.append(edge if reason is None else None)
+            off = None if self.do_filter else "switched off (do_filter=False)"
+            impossible = f"at or above the Nyquist frequency, {rate / 2:g} Hz" if edge >= rate / 2 else None
+            applied = _note_step(report, f"{name} {edge:g} Hz", off, impossible)
+            edges.append(edge if applied else None)
         return edges[0], edges[1]
 
     def _plan_notch(self, rate: float, report: EEGReport) -> float | None:
         if self.notch_frequency is None:
             _note_step(report, "notch", "no notch_frequency in the recipe")
             return None
-        reason = None if self.do_notch else "switched off (do_notch=False)"
-        if reason is None and self.notch_frequency + _NOTCH_MARGIN > rate / 2:
-            reason = f"at or above the Nyquist frequency, {rate / 2:g} Hz, or within {_NOTCH_MARGIN:g} Hz of it"
-        _note_step(report, f"notch {self.notch_frequency:g} Hz", reason)
-        return self.notch_frequency if reason is None else None
+        off = None if self.do_notch else "switched off (do_notch=False)"
+        impossible = None
+        if self.notch_frequency + _NOTCH_MARGIN > rate / 2:
+            impossible = f"at or above the Nyquist frequency, {rate / 2:g} Hz, or within {_NOTCH_MARGIN:g} Hz of it"
+        applied = _note_step(report, f"notch {self.notch_frequency:g} Hz", off, impossible)
+        return self.notch_frequency if applied else None
 
     def _plan_resample(self, signal: _Signal, report: EEGReport) -> None:
         rate, step = signal.sampling_rate, f"resample to {self.sampling_rate} Hz"
@@ -667,13 +675,12 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
     def _plan_reference(self, report: EEGReport) -> bool:
         if self.reference is None:
             return False
-        reason = None
+        impossible = None
         if any("-" in name for _, name in report.kept):
-            reason = "the montage has bipolar pairs"
+            impossible = "the montage has bipolar pairs"
         elif len(report.kept) == 1:
-            reason = "there is one channel only, nothing would be left of it"
-        _note_step(report, "average reference", reason)
-        return reason is None
+            impossible = "there is one channel only, nothing would be left of it"
+        return _note_step(report, "average reference", None, impossible)
 
 
 def window_starts(n_samples: int, length: int, stride: int) -> range:
@@ -856,11 +863,16 @@ def _warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=3)
 
 
-def _note_step(report: EEGReport, step: str, reason: str | None) -> None:
-    if reason is None:
+def _note_step(report: EEGReport, step: str, off: str | None, impossible: str | None = None) -> bool:
+    """Whether a step is applied. `off`: why it need not be; `impossible`: why this recording does not allow it."""
+    if off is None and impossible is None:
         report.steps_applied.append(step)
-    else:
-        report.steps_skipped.append((step, reason))
+        return True
+    report.steps_skipped.append((step, off or impossible or ""))
+    if off is None:
+        report.steps_impossible.append(step)
+        report.warnings.append(f"{step} left out: {impossible}")
+    return False
 
 
 def _warn_if_short(signal: _Signal, low: float | None, high: float | None, report: EEGReport) -> None:

@@ -79,6 +79,8 @@ _NO_NEWS = re.compile(
     r"|Invalid patient"
 )
 _EDF_LIKE = ("EDF", "BDF", "GDF")
+# Bytes a value, by GDF's codes of number types.
+_GDF_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 8, 8: 8, 16: 4, 17: 8}
 _NIHON_KOHDEN = (b"EEG-", b"QI-4", b"DAE-")
 
 
@@ -104,13 +106,17 @@ def open_recording(path: PathOrStr) -> tuple[Any, list[str]]:
     require_mne(f"Reading {path}")
     kind = recording_format(path)
     found = _look_at(path, kind)
-    with _reading(path, "cannot be read as EEG, it may be damaged or mislabelled", kind) as said:
+    failure = "cannot be read as EEG, it may be damaged or mislabelled"
+    with _reading(path, failure, " Get the file again, if it is EEG.", kind) as said:
         raw = _mne_read(path, kind, found.options)
+    # MNE only warns of a FIF that ends between two buffers
+    if cut := next((line for line in said if kind == "FIF" and line.startswith("Invalid tag")), None):
+        raise ValueError(f"{path} is cut short or damaged: {cut.rstrip('.')}. Get the file again.")
     if raw.n_times == 0:
         raise ValueError(f"{path} has no samples.")
     units = list(found.units)
     if root := _bids_root(path):
-        with _reading(path, f"does not fit its BIDS dataset {root}", "BIDS") as said_of_bids:
+        with _reading(path, f"does not fit its BIDS dataset {root}", kind="BIDS") as said_of_bids:
             units = _adopt_bids(raw, path, root, units)
         said += said_of_bids
     notes += found.notes + [f"{path}: {line}" for line in said] + _settle_units(raw, kind, units, path)
@@ -125,7 +131,8 @@ def read_samples(raw: Any, rows: Sequence[int], start: int, stop: int, source: s
         ValueError: the data cannot be read, naming `source` and the seconds.
     """
     rate = raw.info["sfreq"]
-    with _reading(source, f"cannot be read from {start / rate:.1f} to {stop / rate:.1f} s, it may be damaged"):
+    failure = f"cannot be read from {start / rate:.1f} to {stop / rate:.1f} s, it may be damaged"
+    with _reading(source, failure, " Get the file again."):
         data = raw.get_data(picks=list(rows), start=start, stop=stop)
         if data.shape[1] != stop - start:
             raise ValueError(f"{data.shape[1]} samples of {stop - start} are there")
@@ -181,7 +188,7 @@ class _Found:
 
 
 @contextmanager
-def _reading(source: PathOrStr, failure: str, kind: str = "") -> Iterator[list[str]]:
+def _reading(source: PathOrStr, failure: str, advice: str = "", kind: str = "") -> Iterator[list[str]]:
     """Turns whatever MNE raises into a ValueError that names the source, and collects what MNE warns of.
 
     What readers print is dropped: standard output is the caller's.
@@ -198,7 +205,7 @@ def _reading(source: PathOrStr, failure: str, kind: str = "") -> Iterator[list[s
         if missing:
             needed = f"Reading {source} ({kind}) needs {' and '.join(missing)}"
             raise ImportError(f"{needed}: pip install {' '.join(missing)}") from error
-        raise ValueError(f"{source} {failure}: {detail}") from error
+        raise ValueError(f"{source} {failure}: {detail.rstrip('.')}.{advice}") from error
     lines = [" ".join(str(warning.message).split()) for warning in caught]
     said += [line for line in dict.fromkeys(lines) if not _NO_NEWS.search(line)]
 
@@ -335,7 +342,7 @@ def read_edf_header(path: PathOrStr) -> EDFHeader:
     except ValueError as error:
         raise ValueError(
             f"{path} is not a valid {path.suffix[1:].upper()} file: its header cannot be read ({error}). It may be "
-            "another kind of file under this name, or its header is shifted."
+            "another kind of file under this name, or its header is shifted. Get the file again."
         ) from error
     if header_bytes != 256 * (n_signals + 1) or min(samples) < 0 or sum(samples) == 0:
         raise ValueError(
@@ -460,19 +467,50 @@ def _has_only_crlf(path: Path, extra: int) -> bool:
 
 
 def _check_gdf(path: Path) -> _Found:
-    """The units of a GDF file: text in version 1, codes in version 2."""
+    """Check the size of a GDF file; its units are text in version 1, codes in version 2."""
     head = _head(path)
     try:
         version = float(head[4:8])
         n_signals = int.from_bytes(head[252 : 256 if version < 1.9 else 254], "little")
         fields = _edf_signal_fields(path, n_signals)
     except ValueError as error:
-        raise ValueError(f"{path} is not a valid GDF file: its header cannot be read ({error}).") from error
+        raise ValueError(
+            f"{path} is not a valid GDF file: its header cannot be read ({error}). Get the file again."
+        ) from error
+    _check_gdf_size(path, version, head, fields)
     if version < 1.9:
         return _Found(units=[unit.split("\0")[0].strip() for unit in _edf_column(fields, n_signals, 96, 8)])
     codes = np.frombuffer(fields[102 * n_signals : 104 * n_signals], dtype="<u2")
     names = {4256: "V", 4274: "mV", 4275: "uV", 4276: "nV"}
     return _Found(units=[names.get(int(code), "") for code in codes])
+
+
+def _check_gdf_size(path: Path, version: float, head: bytes, fields: bytes) -> None:
+    """Compare the size of a GDF file with what its header and the event table after its data say."""
+    n_signals = len(fields) // 256
+    samples = np.frombuffer(fields[216 * n_signals : 220 * n_signals], "<i4")
+    widths = [
+        _GDF_BYTES.get(code, 0) for code in np.frombuffer(fields[220 * n_signals : 224 * n_signals], "<i4").tolist()
+    ]
+    n_records = int.from_bytes(head[236:244], "little", signed=True)
+    if n_records < 0 or 0 in widths or (samples < 0).any():
+        return
+    header_bytes = (
+        int.from_bytes(head[184:192], "little") if version < 1.9 else 256 * int.from_bytes(head[184:186], "little")
+    )
+    end, size = header_bytes + n_records * int(samples @ widths), path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(min(end, size))
+        table = file.read(8)
+    n_events = int.from_bytes(table[1:4] if version >= 1.94 else table[4:8], "little")
+    extra = size - end - len(table) - n_events * {1: 6, 3: 12}.get(table[0] if table else 0, 0)
+    if extra and _has_only_crlf(path, 2):
+        raise ValueError(
+            f"{path} is damaged: its size does not fit its header. A conversion of line ends (LF to CRLF, by git or a "
+            "transfer in text mode) does this. Get the file again as binary."
+        )
+    if extra < 0:
+        raise ValueError(f"{path} is cut short: {-extra} bytes fewer than its header says. Get the file again.")
 
 
 def _check_brainvision(path: Path) -> _Found:
@@ -603,7 +641,7 @@ def _settle_units(raw: Any, kind: str, units: Sequence[str], path: Path) -> list
         mistyped = kind_of_row == "misc" and _is_eeg_by_name(name)
         if non_eeg_reason(name) is not None or not (kind_of_row == "eeg" or mistyped):
             continue
-        volts = _volts_per(unit)
+        volts = volts_per(unit)
         if volts is None:
             unknown.setdefault((unit, kind_of_row), []).append(name)
             continue
@@ -618,7 +656,7 @@ def _settle_units(raw: Any, kind: str, units: Sequence[str], path: Path) -> list
 
 
 def _corrected_unit_note(path: Path, unit: str, names: list[str]) -> str:
-    meant = f"{1e6 * (_volts_per(unit) or 0):g} uV"
+    meant = f"{1e6 * (volts_per(unit) or 0):g} uV"
     return f"{path}: the unit {unit!r} of {_some(names)} is read as {meant}, which MNE by itself does not."
 
 
@@ -626,7 +664,7 @@ def _unknown_unit_note(path: Path, unit: str, names: list[str], kind_of_row: str
     what = f"the unit {unit!r} of {_some(names)} is no voltage" if unit else f"no unit is given for {_some(names)}"
     if kind_of_row == "misc":
         return f"{path}: {what}: MNE makes it channel type 'misc'. If it is EEG, write its unit into the header."
-    return f"{path}: {what}: MNE takes the numbers for volts. If they are microvolts, pass unit='uV'."
+    return f"{path}: {what}: MNE takes the numbers for volts. If they are microvolts, pass unit='uV' (--unit uV)."
 
 
 def _some(names: list[str]) -> str:
@@ -634,7 +672,7 @@ def _some(names: list[str]) -> str:
     return join_words(names[:NAMED_AT_MOST]) + more
 
 
-def _volts_per(unit: str) -> float | None:
+def volts_per(unit: str) -> float | None:
     """Volts in one unit as files write it, a mu in UTF-8 or Shift-JIS read as Latin-1 included; None: no voltage."""
     try:
         return microvolts_per(re.sub("\u00c2\u00b5|\u00ce\u00bc|\x83\xca", "u", unit)) * 1e-6
@@ -670,4 +708,4 @@ def _adopt_bids(raw: Any, path: Path, root: Path, units: list[str]) -> list[str]
         for cells in (dict(zip(lines[0], row, strict=False)) for row in lines[1:])
     }
     of_rows = [of_name.get(name, "") for name in raw.ch_names]
-    return [unit if _volts_per(unit) else other or unit for unit, other in zip(units, of_rows, strict=True)]
+    return [unit if volts_per(unit) else other or unit for unit, other in zip(units, of_rows, strict=True)]

@@ -1,6 +1,7 @@
 """From a folder to the recordings in it, and whose they are."""
 
 import csv
+import io
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from .reading_neurolm import RECORDING_SUFFIXES
 from .task_sections import PARTS, Part, RecordingFiles, TableLabels
@@ -22,6 +24,8 @@ _BIDS_SUBJECT = re.compile(r"(?:^|[/_])sub-([^/_.]+)")
 # Beside the recordings of a BIDS dataset lie copies of them.
 _BIDS_COPIES = ("derivatives", "sourcedata")
 _TABLE_COLUMNS = ("file", "start", "end", "label")
+
+Guess = Literal["folder", "file"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Recording:
         subject: whose it is.
         folder, label: the groups `split` and `label` of the task's pattern, as the path has them.
         rows: what a table says of it.
-        split: `None` before `assign_splits`, and after it where the split is by trials.
+        split: `None` before `assign_splits`, and after it where the split is by trials or rows of a table.
+        guessed_from: the name of what the subject was guessed from; `None` where a table, the task's pattern or BIDS
+            says it.
     """
 
     path: Path
@@ -57,6 +63,7 @@ class Recording:
     label: str | None = None
     rows: tuple[TableRow, ...] = ()
     split: Part | None = None
+    guessed_from: Guess | None = None
 
 
 def find_recordings(task: Task, folder: str | Path) -> list[Recording]:
@@ -67,7 +74,7 @@ def find_recordings(task: Task, folder: str | Path) -> list[Recording]:
 
     Raises:
         FileNotFoundError: there is no such folder, no table where the task names one, or no recording of the task.
-        ValueError: a table that cannot be read.
+        ValueError: a table that cannot be read, or that names files which are not there; the message names the line.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -91,16 +98,16 @@ def find_recordings(task: Task, folder: str | Path) -> list[Recording]:
     return list(found.values())
 
 
-def subject_of(key: str) -> str:
-    """Whose a recording is where the task has no pattern to say so.
+def subject_of(key: str) -> tuple[str, Guess | None]:
+    """Whose a recording is where the task has no pattern to say so, and what that was guessed from.
 
-    In this order: the `sub-` entity of a BIDS name; the first folder below the input folder; the file's name without
-    suffix.
+    In this order: the `sub-` entity of a BIDS name, which is no guess; the first folder below the input folder; the
+    file's name without suffix.
     """
     if bids := _BIDS_SUBJECT.search(key):
-        return bids[1]
+        return bids[1], None
     path = PurePosixPath(key)
-    return path.parts[0] if len(path.parts) > 1 else path.name.split(".")[0]
+    return (path.parts[0], "folder") if len(path.parts) > 1 else (path.name.split(".")[0], "file")
 
 
 def read_table(path: Path) -> list[TableRow]:
@@ -108,18 +115,24 @@ def read_table(path: Path) -> list[TableRow]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: missing columns, an empty table, or a row that is wrong; the message names the line.
+        ValueError: no UTF-8, no commas, missing columns, an empty table, or a row that is wrong; the message names the
+            line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: the table of labels that the task file names.")
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, skipinitialspace=True)
-        if missing := [name for name in _TABLE_COLUMNS if name not in (reader.fieldnames or ())]:
-            raise ValueError(
-                f"{path}, line 1: no column {', '.join(missing)}. Its header must be file,start,end,label and, if "
-                "wanted, subject and split."
-            )
-        rows = [_table_row(row, f"{path}, line {reader.line_num}") for row in reader]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    header = list(reader.fieldnames or ())
+    if missing := [name for name in _TABLE_COLUMNS if name not in header]:
+        strange = next((f" {mark!r}" for mark in ";\t" if len(header) == 1 and mark in header[0]), "")
+        raise ValueError(
+            f"{path}, line 1: no column {', '.join(missing)}. Its header must be file,start,end,label and, if "
+            "wanted, subject and split" + (f", with commas between them, not{strange}." if strange else ".")
+        )
+    rows = [_table_row(row, f"{path}, line {reader.line_num}") for row in reader]
     if not rows:
         raise ValueError(f"{path} has no rows.")
     return rows
@@ -151,20 +164,33 @@ def _table_row(row: dict[str, str | None], where: str) -> TableRow:
         raise ValueError(f"{where}: a row must have a file, a start, an end and a label, and no more than the header.")
     if bool(cells["start"]) != bool(cells["end"]):
         raise ValueError(f"{where}: give start and end, or neither for the whole recording.")
+    path = PurePosixPath(cells["file"])
+    if path.is_absolute() or ".." in path.parts:  # keys name shards
+        raise ValueError(
+            f"{where}: the file {cells['file']} does not lie under the input folder. Files must lie under it and be "
+            "written from there on; give --input a folder further up."
+        )
     start = end = None
     if cells["start"]:
         start, end = read_times(cells["start"], cells["end"], where)
     if cells["split"] not in ("", *PARTS):
         raise ValueError(f"{where}: split must be {', '.join(PARTS)} or empty; got {cells['split']!r}.")
     split = next((part for part in PARTS if part == cells["split"]), None)
-    return TableRow(cells["file"], start, end, cells["label"], cells["subject"] or None, split, where)
+    return TableRow(path.as_posix(), start, end, cells["label"], cells["subject"] or None, split, where)
 
 
 def _recordings_of_table(task: Task, folder: Path, rows: list[TableRow]) -> list[Recording]:
     """The recordings that a table names, each with its rows."""
     by_key: dict[str, list[TableRow]] = {}
     for row in rows:
-        by_key.setdefault(PurePosixPath(row.file).as_posix(), []).append(row)
+        by_key.setdefault(row.file, []).append(row)
+    # A slip in the table, to be mended before a long run starts.
+    if missing := [key for key in by_key if not (folder / key).exists()]:
+        others = f", nor are others that the table names: {_some(missing[1:])}" if missing[1:] else ""
+        raise ValueError(
+            f"{by_key[missing[0]][0].where}: {folder / missing[0]} is not there{others}. Correct the table, or add "
+            "the files."
+        )
     recordings = []
     for key, own in sorted(by_key.items()):
         named = {row.subject for row in own if row.subject}
@@ -176,15 +202,17 @@ def _recordings_of_table(task: Task, folder: Path, rows: list[TableRow]) -> list
                 f"{own[0].where}: the subject of {key} is unknown. Add a column subject, or lay the recordings out as "
                 f"{task.recordings.layout}."
             )
-        subject = named.pop() if named else recording.subject if recording else ""
-        recordings.append(Recording(folder / key, key, subject, rows=tuple(own)))
+        subject = "".join(named) or (recording.subject if recording else "")
+        guessed_from = None if named or recording is None else recording.guessed_from
+        recordings.append(Recording(folder / key, key, subject, rows=tuple(own), guessed_from=guessed_from))
     return recordings
 
 
 def _recording(files: RecordingFiles, folder: Path, key: str) -> Recording | None:
     """The recording of that key, or `None` if it is none of the task's."""
     if files.pattern is None:
-        return Recording(folder / key, key, subject_of(key))
+        subject, guessed_from = subject_of(key)
+        return Recording(folder / key, key, subject, guessed_from=guessed_from)
     match = re.fullmatch(files.pattern, key)
     if match is None:
         return None

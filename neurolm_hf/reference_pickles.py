@@ -38,11 +38,12 @@ from .prepared_set import (
     summarize,
     text_sha256,
     to_json,
+    unlink_all,
 )
 from .processing_neurolm import EEGFeatureExtractor
 from .restricted_pickle import read_pickle
-from .storage import SPLITS, ShardWriter, encode_row, write_text
-from .task_sections import NoLabels, PathLabels, TrialLabels
+from .storage import ShardWriter, encode_row, write_text
+from .task_sections import PARTS, NoLabels, PathLabels, Trial, TrialLabels
 from .tasks import Task
 
 
@@ -75,13 +76,13 @@ class ReferenceRecording:
     Attributes:
         key: folder and recording, unique.
         subject: by the naming of the archive.
-        split: its part; None where every trial has its own.
+        split: its part; empty where every trial has its own.
         files: (index, pickle) of its windows in order; or (0, the HDF5 file).
     """
 
     key: str
     subject: str
-    split: str | None
+    split: str
     files: tuple[tuple[int, Path], ...]
 
 
@@ -112,10 +113,12 @@ def import_pickles(task: Task, folder: str | Path, output: str | Path, workers: 
         The summary, as of `prepare_dataset`.
 
     Raises:
+        FileNotFoundError: there is no such folder.
         ValueError: no such windows in the folder, folders that are no train, validation and test part, a task without
             mains frequency, an output folder of another preparation.
         ImportError: a package is missing.
-        OSError: `output` cannot be written to.
+        OSError: `output` cannot be written to, or a file of SEED's not opened. A pickle that cannot be read goes into
+            the report of its recording.
     """
     if task.notch_hz is None:
         raise ValueError(f"task {task.name} has no notch_hz, which belongs to the recipe; the pre-training's is TUEG.")
@@ -147,9 +150,13 @@ def find_reference_recordings(task: Task, folder: str | Path) -> list[ReferenceR
     """The recordings whose windows a folder holds, sorted by key.
 
     Raises:
+        FileNotFoundError: there is no such folder.
         ValueError: none are there, or a part cannot be told from its folder; the message names it.
+        OSError: a file of SEED's cannot be opened.
     """
     folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} is not there. Give the folder that the reference's script wrote.")
     if isinstance(task.labels, TrialLabels):
         return _find_sessions(folder)
     groups: dict[tuple[str, str], list[tuple[int, Path]]] = {}
@@ -200,8 +207,8 @@ def _import_recording(recording: ReferenceRecording, output: Path, plan: Plan) -
     report: dict[str, Any] = {
         "recording": recording.key,
         "subject": recording.subject,
-        "sha256": _sha256_of(recording),
-        "bytes": sum(file.stat().st_size for _, file in recording.files),
+        "sha256": None,
+        "bytes": None,
         "hours": 0.0,
         "windows": {},
         "window_hours": {},
@@ -210,11 +217,21 @@ def _import_recording(recording: ReferenceRecording, output: Path, plan: Plan) -
         "warnings": [],
         "error": None,
     }
-    if report_file.is_file() and _is_done(report_file, report["sha256"], output):
+    try:
+        report["sha256"] = _sha256_of(recording)
+        report["bytes"] = sum(file.stat().st_size for _, file in recording.files)
+    except Exception as error:  # as in `_windows`
+        report["error"] = _without_folders(_reason(error), recording)
+    if _is_done(report_file, report["sha256"], output):
         return
-    report_file.unlink(missing_ok=True)
-    for split in SPLITS:
-        (output / "data" / split / f"{name}.parquet").unlink(missing_ok=True)
+    unlink_all([report_file, *(output / "data" / split / f"{name}.parquet" for split in PARTS)])
+    if report["error"] is None:
+        _write_shards(recording, output, plan, report)
+    write_text(report_file, to_json(report))
+
+
+def _write_shards(recording: ReferenceRecording, output: Path, plan: Plan, report: dict[str, Any]) -> None:
+    """Reads and writes the windows of one recording; fills in its report."""
     writers: dict[str, ShardWriter] = {}
     try:
         _write_rows(recording, output, plan, report, writers)
@@ -228,7 +245,6 @@ def _import_recording(recording: ReferenceRecording, output: Path, plan: Plan) -
     report["hours"] = sum(report["window_hours"].values())
     if not writers and report["warnings"]:
         report["error"] = report["warnings"][0]
-    write_text(report_file, to_json(report))
 
 
 def _write_rows(
@@ -273,7 +289,7 @@ def _write_rows(
 
 def _sha256_of(recording: ReferenceRecording) -> str:
     """Of the content of its files; of a session in a large HDF5 file, of its samples."""
-    if recording.split is not None:
+    if recording.split:
         return text_sha256("\n".join(f"{file_sha256(file)} {file.name}" for _, file in recording.files))
     hashed = hashlib.sha256()
     with _open_hdf5(recording.files[0][1]) as opened:
@@ -285,14 +301,17 @@ def _sha256_of(recording: ReferenceRecording) -> str:
     return hashed.hexdigest()
 
 
-def _is_done(report_file: Path, sha256: str, output: Path) -> bool:
-    report = json.loads(report_file.read_text(encoding="utf-8"))
-    shards = {
-        output / "data" / split / f"{report_file.stem}.parquet": want for split, want in report["shards"].items()
-    }
-    return report["sha256"] == sha256 and all(
-        file.is_file() and file_sha256(file) == want for file, want in shards.items()
-    )
+def _is_done(report_file: Path, sha256: str | None, output: Path) -> bool:
+    """Whether a report is of this very content, without an error, and its shards are as it says."""
+    shard = f"{report_file.stem}.parquet"
+    try:
+        report = json.loads(report_file.read_text(encoding="utf-8"))
+        if report["error"] is not None or report["sha256"] != sha256:
+            return False
+        shards = report["shards"].items()
+        return all(file_sha256(output / "data" / split / shard) == want for split, want in shards)
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        return False
 
 
 def _without_folders(message: str, recording: ReferenceRecording) -> str:
@@ -302,14 +321,19 @@ def _without_folders(message: str, recording: ReferenceRecording) -> str:
 
 def _windows(recording: ReferenceRecording, task: Task) -> Iterator[ReferenceWindow | ValueError]:
     """The windows of a recording in order; in place of one that cannot be used, the error that says why."""
-    if recording.split is None:
-        yield from _windows_of_session(recording, task)
+    if isinstance(task.labels, TrialLabels):
+        yield from _windows_of_session(recording, task, task.labels.trials)
         return
     for index, file in recording.files:
         try:
             yield _read_window(file, index, recording.split, task)
-        except (ValueError, OSError) as error:
-            yield ValueError(str(error))
+        except Exception as error:  # damaged and hostile files fail in every way there is, and none stops the others
+            yield ValueError(_reason(error) if str(file) in str(error) else f"{file}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    expected = isinstance(error, (ValueError, OSError))
+    return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
 def _read_window(file: Path, index: int, split: str, task: Task) -> ReferenceWindow:
@@ -385,7 +409,10 @@ def _open_hdf5(file: Path) -> Any:
         import h5py  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("SEED as the reference prepares it is an HDF5 file: pip install h5py") from error
-    return h5py.File(file, "r")
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise OSError(f"{file} cannot be opened as HDF5: {error}. Get the file again.") from error
 
 
 def _find_sessions(folder: Path) -> list[ReferenceRecording]:
@@ -396,30 +423,29 @@ def _find_sessions(folder: Path) -> list[ReferenceRecording]:
     for file in files:
         with _open_hdf5(file) as opened:
             names = sorted(opened)
-        sessions += [
-            ReferenceRecording(f"{file.stem}/{name}", _subject_of(name), None, ((0, file),)) for name in names
-        ]
+        sessions += [ReferenceRecording(f"{file.stem}/{name}", _subject_of(name), "", ((0, file),)) for name in names]
     return sorted(sessions, key=lambda session: session.key)
 
 
-def _windows_of_session(recording: ReferenceRecording, task: Task) -> Iterator[ReferenceWindow | ValueError]:
+def _windows_of_session(
+    recording: ReferenceRecording, task: Task, declared: Sequence[Trial]
+) -> Iterator[ReferenceWindow | ValueError]:
     """The windows of SEED's trials, read one by one; the part of a trial is the task's for its place."""
-    assert isinstance(task.labels, TrialLabels)
     (_, file), name = recording.files[0], recording.key.rpartition("/")[2]
     length = (task.windows.seconds or 1) * RATE
     try:
         with _open_hdf5(file) as opened:
             group = opened[name]
             eeg, trials = group["eeg"], group.attrs
-            if int(eeg.attrs["rsFreq"]) != RATE or len(trials["label"]) != len(task.labels.trials):
-                raise ValueError(f"{file.name} {name} has not {len(task.labels.trials)} trials at {RATE} Hz.")
+            if int(eeg.attrs["rsFreq"]) != RATE or len(trials["label"]) != len(declared):
+                raise ValueError(f"{file.name} {name} has not {len(declared)} trials at {RATE} Hz.")
             channels = [str(channel) for channel in eeg.attrs["chOrder"]]
-            rows = zip(trials["trialStart"], trials["trialEnd"], trials["label"], task.labels.trials, strict=True)
+            rows = zip(trials["trialStart"], trials["trialEnd"], trials["label"], declared, strict=True)
             for first, last, label, trial in rows:
                 # the second named last belongs to the trial
                 for start in range(int(first) * RATE, (int(last) + 1) * RATE - length + 1, length):
                     where = f"{file.name} {name} at {start // RATE} s"
                     signal, names = _check_signal(eeg[:, start : start + length], channels, task, where)
                     yield ReferenceWindow(signal, names, start / RATE, trial.split or "", _SEED_LABELS[str(label)])
-    except (ValueError, OSError, KeyError) as error:
-        yield ValueError(f"{file.name} {name}: {error}")
+    except Exception as error:  # as in `_windows`
+        yield ValueError(f"{file.name} {name}: {_reason(error)}")

@@ -10,6 +10,7 @@ import math
 import pickle
 import pickletools
 import re
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,7 +57,10 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not read: {error or type(error).__name__}") from error
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; a dictionary with names was expected.")
-    return {key: _value(item) for key, item in loaded.items()}
+    try:
+        return {key: _value(item) for key, item in loaded.items()}
+    except _Refused as error:
+        raise ValueError(f"{path} is not read: {error}") from error
 
 
 class _Refused(ValueError):
@@ -92,7 +96,7 @@ class _Dtype(_Stub):
 
     def __init__(self, code: object, align: object = False, copy: object = True):
         if not isinstance(code, str) or not _PLAIN_DTYPE.fullmatch(code):
-            raise _Refused(f"an array of dtype {code!r} is refused: only numbers are read.")
+            raise _Refused(f"an array of dtype {reprlib.repr(code)} is refused: only numbers are read.")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
@@ -120,12 +124,13 @@ def _build(data: object, dtype: object, shape: object, order: object = "C") -> n
     if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or order not in ("C", "F"):
         raise _Refused("an array that is not made of a dtype and bytes is refused (object arrays are such).")
     if not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
-        raise _Refused(f"an array of shape {shape!r} is refused.")
+        raise _Refused(f"an array of shape {reprlib.repr(shape)} is refused.")
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise _Refused(f"an array of shape {shape!r} is refused.")
+        raise _Refused(f"an array of shape {reprlib.repr(shape)} is refused.")
     if math.prod(shape) * dtype.dtype.itemsize != len(data):
         raise _Refused(f"an array of shape {shape} and {dtype.dtype} is not filled by {len(data)} bytes.")
-    return np.frombuffer(bytes(data), dtype.dtype).reshape(shape, order=order)
+    # a view: however often a pickle uses the same bytes, they are there once
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
 
 def _reconstruct(subtype: object, shape: object, code: object) -> _Array:
@@ -191,7 +196,16 @@ def _check_opcodes(content: bytes) -> None:
 
 
 def _value(item: Any) -> Any:
-    """A value of the dictionary, with arrays in place of our stubs."""
+    """A value of the dictionary, with arrays in place of our stubs. Lists in lists are refused: a list that holds
+    another one ten times, and so on, is endless to whoever prints it."""
     if isinstance(item, (list, tuple)):
-        return [part.array if isinstance(part, _Array) else part for part in item]
-    return item.array if isinstance(item, _Array) else item
+        return [_plain(part) for part in item]
+    return _plain(item)
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, _Array):
+        return item.array
+    if item is None or isinstance(item, (bool, int, float, str)):
+        return item
+    raise _Refused(f"a {type(item).__name__.strip('_')} inside is refused: only arrays, numbers and strings are read.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from .task_sections import (
     ShareSplit,
     Split,
     SubjectSplit,
+    TableLabels,
     TrialLabels,
     TrialSplit,
     check_shares,
@@ -36,12 +38,13 @@ def assign_splits(
 ) -> tuple[list[Recording], list[str]]:
     """Give every recording its part by the task's rule; the same whatever the order of the recordings.
 
-    Where the split is by trials the recordings keep `split=None`: each trial brings its own.
+    Where a table has a column `split`, that is the split whatever the task's rule. Then, and where the split is by
+    trials, the recordings keep `split=None`: each row or trial brings its own.
 
     Args:
         task: its split rule is applied.
         recordings: from `find_recordings`.
-        rule: `subject` splits by subject instead.
+        rule: `subject` splits by subject instead, also where a table has a split.
         shares: of train, validation and test in a split by subject; default: the task's own, or `SUBJECT_SHARES`.
         seed: of what is drawn.
 
@@ -49,17 +52,12 @@ def assign_splits(
         The recordings in key order, and notes on what a reader of the results should know about the split.
 
     Raises:
-        ValueError: the rule does not apply to these recordings, or `shares` to this rule.
+        ValueError: the rule does not apply to these recordings, or `shares` to this rule; some rows of a table have a
+            split and others none; or subjects that are to be split could only be guessed from file names.
     """
     recordings = sorted(recordings, key=lambda recording: recording.key)
-    split = task.split
-    if rule == "subject":
-        own = split.shares if isinstance(split, SubjectSplit) else SUBJECT_SHARES
-        split = SubjectSplit("subject", own if shares is None else shares)
-    elif rule is not None:
-        raise ValueError(f"rule must be 'subject', or None for the task's own; got {rule!r}.")
-    elif shares is not None:
-        raise ValueError("shares belong to a split by subject: ask for rule='subject' (--split subject).")
+    split = _rule(task, recordings, rule, shares)
+    guessed = _guessed_subjects(task, split, recordings)
     match split:
         case FolderSplit():
             parts = _by_folder(task, split, recordings, seed)
@@ -68,12 +66,18 @@ def assign_splits(
         case ShareSplit():
             parts = _by_share(split, len(recordings))
         case TrialSplit():
-            return recordings, _notes(task, split, recordings, [_parts_of_trials(task, one) for one in recordings])
+            of_trials = [_parts_of_trials(task, one) for one in recordings]
+            return recordings, _notes(task, split, recordings, of_trials) + guessed
         case SubjectSplit():
             part_of = split_subjects([one.subject for one in recordings], shares=split.shares, seed=seed)
             parts = [part_of[one.subject] for one in recordings]
     assigned = [dataclasses.replace(one, split=part) for one, part in zip(recordings, parts, strict=True)]
-    return assigned, _notes(task, split, assigned, [{part} for part in parts])
+    return assigned, _notes(task, split, assigned, [{part} for part in parts]) + guessed
+
+
+def splits_by_table(recordings: Sequence[Recording]) -> bool:
+    """Whether a table says the split of these recordings: one of its rows has a split."""
+    return any(row.split for one in recordings for row in one.rows)
 
 
 def split_subjects(
@@ -95,7 +99,8 @@ def split_subjects(
     if len(names) < len(wanted):
         raise ValueError(
             f"A split by subject into {', '.join(wanted)} needs {len(wanted)} subjects at least; there are "
-            f"{len(names)}: {', '.join(names) or 'none'}. Give other shares, or add recordings."
+            f"{len(names)}: {', '.join(names) or 'none'}. Give other shares (--split subject --split-shares 0.5 0 "
+            "0.5), or add recordings."
         )
     # One subject each, then whole subjects in proportion: the part furthest below its share takes the next.
     counts = dict.fromkeys(wanted, 1)
@@ -104,6 +109,57 @@ def split_subjects(
     shuffled = np.random.default_rng(seed).permutation(names).tolist()
     parts = [part for part in wanted for _ in range(counts[part])]
     return dict(zip(shuffled, parts, strict=True))
+
+
+def _rule(
+    task: Task,
+    recordings: Sequence[Recording],
+    rule: Literal["subject"] | None,
+    shares: Mapping[str, float] | None,
+) -> Split:
+    """The rule that applies: the user's, else the table's, else the task's."""
+    if rule not in (None, "subject"):
+        raise ValueError(
+            f"rule must be 'subject' (--split subject), or None for the task's own (--split published); got {rule!r}."
+        )
+    if shares is not None:
+        check_shares(shares, "shares (--split-shares)")
+    own = task.split
+    if rule is None and splits_by_table(recordings):
+        own = TrialSplit("trials")
+    if rule is None and not isinstance(own, SubjectSplit):
+        if shares is not None:
+            raise ValueError(
+                "shares belong to a split by subject, which this is not: give rule='subject' too "
+                "(--split subject --split-shares 0.5 0 0.5)."
+            )
+        return own
+    if shares is None:
+        shares = own.shares if isinstance(own, SubjectSplit) else SUBJECT_SHARES
+    return SubjectSplit("subject", shares)
+
+
+def _guessed_subjects(task: Task, split: Split, recordings: Sequence[Recording]) -> list[str]:
+    """A note on subjects that are guessed; a ValueError where a split by subject would rest on names of files."""
+    guessed = [one for one in recordings if one.guessed_from]
+    if not guessed:
+        return []
+    names = sorted({one.subject for one in guessed})
+    some = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+    of_table = isinstance(task.labels, TableLabels)
+    remedy = "add a column subject to the table, or " if of_table else ""
+    remedy += "give the task a pattern with (?P<subject>...)"
+    of_files = [one for one in guessed if one.guessed_from == "file"]
+    if of_table and of_files and isinstance(split, SubjectSplit) and len(split.parts) > 1:
+        raise ValueError(
+            f"{of_files[0].rows[0].where}: a split by subject needs to know whose {of_files[0].key} is, and the names "
+            f"of {len(of_files)} files are all there is to guess from. One person's files could be trained on and "
+            f"tested on: {remedy}."
+        )
+    return [
+        f"The subjects of {len(guessed)} recordings are guessed from folder or file names ({some}): if one person has "
+        f"several, {remedy}."
+    ]
 
 
 def _by_folder(task: Task, split: FolderSplit, recordings: Sequence[Recording], seed: int) -> list[Part]:
@@ -140,7 +196,7 @@ def _by_count(task: Task, split: CountSplit, recordings: Sequence[Recording]) ->
         raise ValueError(
             f"The published split of {task.name} counts recordings in name order ({split.train} train, "
             f"{split.validation} validation, the rest test) and needs all {split.recordings}; there are "
-            f"{len(recordings)}. Add the others, or split by subject: --split subject."
+            f"{len(recordings)}. Add the others, or split by subject: --split subject (rule='subject')."
         )
     counts = (split.train, split.validation, split.recordings - split.train - split.validation)
     return [part for part, count in zip(PARTS, counts, strict=True) for _ in range(count)]
@@ -162,9 +218,11 @@ def _parts_of_trials(task: Task, recording: Recording) -> set[Part]:
     if isinstance(task.labels, TrialLabels):
         return {trial.split for trial in task.labels.trials if trial.split}
     if unsplit := next((row for row in recording.rows if row.split is None), None):
+        of_task = isinstance(task.split, TrialSplit)
+        other = f"task {task.name} splits by its table" if of_task else "other rows have one"
         raise ValueError(
-            f"{unsplit.where}: no split, though task {task.name} splits by its table. Fill in the column split, or "
-            "split by subject: --split subject."
+            f"{unsplit.where}: no split, though {other}. Fill in the column split in every row, or split by subject: "
+            "--split subject (rule='subject')."
         )
     return {row.split for row in recording.rows if row.split}
 
@@ -175,15 +233,17 @@ def _notes(
     recordings: Sequence[Recording],
     parts: Sequence[set[Part]],
 ) -> list[str]:
-    """What the split lacks: subjects in more than one part."""
+    """What a reader should know: that a table says the split, and how many subjects stand in more than one part."""
     of_subject: dict[str, set[Part]] = {}
     for recording, found in zip(recordings, parts, strict=True):
         of_subject.setdefault(recording.subject, set()).update(found)
     shared = sum(len(found) > 1 for found in of_subject.values())
     if split.by_subject and not shared:
         return []
-    kind = "files" if split.rule == "shares" else split.rule
+    source = f"by {split.kind}, not by subject"
+    if isinstance(split, TrialSplit) and isinstance(task.labels, TableLabels):
+        source = f"the column split of {PurePath(task.labels.file).name}"
     return [
-        f"The split of task {task.name} is by {kind}, not by subject: {shared} of {len(of_subject)} subjects stand in "
-        "more than one part."
+        f"The split of task {task.name} is {source}: {shared} of {len(of_subject)} subjects stand in more than one "
+        "part."
     ]

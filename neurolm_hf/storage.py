@@ -25,13 +25,14 @@ samples). Parquet files are compressed by zstd with the two bytes of each number
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .task_sections import PARTS
 from .tasks import Task
 
 
@@ -40,12 +41,16 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-SPLITS = ("train", "validation", "test")
-# What `preparation.json` says about the storage.
-STORAGE = {"signal": "float16, channel after channel", "compression": "zstd, split bytes", "rows_a_group": 64}
 ROWS_A_GROUP = 64
+# What `preparation.json` says about the storage.
+STORAGE = {
+    "signal": "float16, channel after channel",
+    "compression": "zstd, split bytes",
+    "rows_a_group": ROWS_A_GROUP,
+}
 TEMPORARY = ".part"
-_NEED_DATASETS = 'Prepared sets need datasets: pip install "neurolm_hf[data]"'
+# Said where one of these packages is missing.
+NEEDED = 'Prepared sets need datasets, pyarrow and joblib: pip install "neurolm_hf[data]"'
 
 
 def row_features(task: Task | None) -> "Features":
@@ -64,7 +69,7 @@ def row_features(task: Task | None) -> "Features":
     try:
         from datasets import ClassLabel, Features, List, Value
     except ImportError as error:
-        raise ImportError(_NEED_DATASETS, name="datasets") from error
+        raise ImportError(NEEDED, name="datasets") from error
     text = Value("string")
     return Features(
         {
@@ -161,13 +166,17 @@ class ShardWriter:
     Args:
         path: the file; its folder is made.
         task: as in `row_features`.
+
+    Raises:
+        ImportError: pyarrow or datasets is missing.
     """
 
     def __init__(self, path: Path, task: Task | None):
-        import pyarrow.parquet as pq
-
+        try:
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise ImportError(NEEDED, name="pyarrow") from error
         self.path = path
-        self.rows = 0
         self._schema = row_features(task).arrow_schema
         self._pending: list[Row] = []
         self._temporary = temporary_beside(path)
@@ -183,7 +192,6 @@ class ShardWriter:
     def add(self, row: Row) -> None:
         """Takes a row from `encode_row`."""
         self._pending.append(row)
-        self.rows += 1
         if len(self._pending) == ROWS_A_GROUP:
             self._write_pending()
 
@@ -205,26 +213,6 @@ class ShardWriter:
         columns = {name: [row[name] for row in self._pending] for name in self._schema.names}
         self._writer.write_table(pa.Table.from_pydict(columns, schema=self._schema))
         self._pending.clear()
-
-
-def write_shard(rows: Iterable[Row], path: str | Path, task: Task | None) -> int:
-    """Writes rows from `encode_row` to a Parquet file, atomically; gives their number.
-
-    Memory does not grow with the number of rows. Without a row, no file is written.
-    """
-    writer = None
-    try:
-        for row in rows:
-            writer = writer or ShardWriter(Path(path), task)
-            writer.add(row)
-        if writer is None:
-            return 0
-        writer.commit()
-    except BaseException:
-        if writer is not None:
-            writer.discard()
-        raise
-    return writer.rows
 
 
 def write_text(path: Path, text: str) -> None:
@@ -274,7 +262,7 @@ def load_prepared(
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ImportError(_NEED_DATASETS, name="datasets") from error
+        raise ImportError(NEEDED, name="datasets") from error
     dataset = load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=streaming)
     return dataset.with_format("numpy")
 
@@ -287,11 +275,11 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
         )
     if not (folder / "summary.json").is_file():
         raise ValueError(f"{folder}: its preparation was not finished. Start the same command again: it resumes.")
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"split is {', '.join(SPLITS)} or None, not {split!r}.")
-    files = {name: sorted((folder / "data" / name).glob("*.parquet")) for name in SPLITS}
-    chosen = [file for name in SPLITS if split in (None, name) for file in files[name]]
+    if split is not None and split not in PARTS:
+        raise ValueError(f"split is {', '.join(PARTS)} or None, not {split!r}.")
+    files = {name: sorted((folder / "data" / name).glob("*.parquet")) for name in PARTS}
+    chosen = [file for name in PARTS if split in (None, name) for file in files[name]]
     if not chosen:
-        there = ", ".join(name for name in SPLITS if files[name]) or "none"
+        there = ", ".join(name for name in PARTS if files[name]) or "none"
         raise ValueError(f"{folder} has no rows in split {split!r}; splits with rows: {there}. See its summary.json.")
     return chosen

@@ -1,4 +1,8 @@
-"""The sections of a task file: where recordings are, where labels come from, where windows lie, how to split."""
+"""The sections of a task file: where recordings are, where labels come from, where windows lie, how to split.
+
+The attributes of each class are the fields of its JSON object; those with a default may be left out. Labels and splits
+have several forms, told apart by their first field: `{"source": "path", ...}`, `{"rule": "subject", ...}`.
+"""
 
 import re
 from collections.abc import Mapping
@@ -19,9 +23,12 @@ LabelMap = Mapping[str, str | None]
 
 @dataclass(frozen=True)
 class ChannelSkip:
-    """A recording gives no windows if a channel used has a name, in the file, in which `channel` is found.
+    """A recording gives no windows if one of the channels used has a certain name.
 
-    `channel` is a regular expression, `reason` what is said of the recordings left out.
+    Attributes:
+        channel: a regular expression; it is searched for in the channels' names as they stand in the recording, such
+            as `-LE$` in `EEG FP1-LE`.
+        reason: what reports say of the recordings left out.
     """
 
     channel: str
@@ -37,11 +44,13 @@ class RecordingFiles:
 
     Attributes:
         layout: what the folder looks like, for people: it stands in errors and in tables.
-        pattern: a regular expression that the path of a recording matches from the input folder on, written with `/`.
-            Its group `subject` says whose it is; the groups `split` and `label`, if there, give the split rule
-            `folders` and the label sources their raw values. `None` takes every file that MNE opens, with the
-            subject by `recordings.subject_of`.
-        skip: recordings to leave out by the names of their channels.
+        pattern: a regular expression that the whole path of a recording matches from the input folder on, written with
+            `/`; other recordings are left out with a warning. `(?P<subject>...)` must be there and says whose the
+            recording is. `(?P<split>...)` is what the split rule `folders` goes by. `(?P<label>...)` is the label of
+            the source `path`, and stands before the descriptions of the source `annotations`. There are no other named
+            groups. `None` takes every file that MNE opens and guesses the subject from its path
+            (`recordings.subject_of`), which the notes of the prepared set say.
+        skip: recordings to leave out by the names of their channels; `None`: none.
     """
 
     layout: str
@@ -62,20 +71,29 @@ class RecordingFiles:
 
 
 # Labels ----------------------------------------------------------------
-# `map` leads from the label as it is written to the answer, or to null for what is left out and counted; "*" stands
-# for all labels that are not named. Without a map the labels are the answers.
 
 
 @dataclass(frozen=True)
 class NoLabels:
-    """A corpus: nothing is asked, the whole recording is used."""
+    """A corpus: nothing is asked, the whole recording is used.
+
+    Attributes:
+        source: `none`.
+    """
 
     source: Literal["none"]
 
 
 @dataclass(frozen=True)
 class PathLabels:
-    """One label for the whole recording: the group `label` of the pattern."""
+    """One label for the whole recording: the group `label` of the pattern.
+
+    Attributes:
+        source: `path`.
+        map: from each label, as it is written, to its answer, or to null for what is left out and counted. `"*"`
+            stands for every label that is not named; without it a label that is not named is an error. `None`: the
+            labels are the answers. The other sources have the same map.
+    """
 
     source: Literal["path"]
     map: LabelMap | None = None
@@ -83,14 +101,16 @@ class PathLabels:
 
 @dataclass(frozen=True)
 class SidecarLabels:
-    """A table of events in a text file beside each recording.
+    """A table of events in a text file (UTF-8) beside each recording.
 
     Attributes:
+        source: `sidecar`.
         file: its name, with `{stem}` for the recording's without suffix.
         delimiter: between columns; `None` for blanks and tabs.
         header_lines: lines to pass over; the last of them has the column names, if names are used.
-        start, end, duration, label: columns, by name or by position from 0. Times in seconds; either `end` or
-            `duration` is given.
+        start, end, duration, label: columns, by name or by position from 0. Times in seconds from the recording's
+            start; either `end` or `duration` is given.
+        map: from labels to answers, as in `PathLabels`.
     """
 
     source: Literal["sidecar"]
@@ -115,7 +135,13 @@ class SidecarLabels:
 
 @dataclass(frozen=True)
 class Trial:
-    """From `start` up to, not including, `end` seconds; `split` where the split is by trials."""
+    """Some seconds of every recording that have one label.
+
+    Attributes:
+        start, end: seconds from the recording's start; `end` is not included.
+        label: as the map has it or, without a map, an answer.
+        split: the part the trial is in, where the split rule is `trials`.
+    """
 
     start: float
     end: float
@@ -129,7 +155,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialLabels:
-    """The same trials in every recording."""
+    """The same trials in every recording.
+
+    Attributes:
+        source: `trials`.
+        trials: one or more.
+        map: from labels to answers, as in `PathLabels`.
+    """
 
     source: Literal["trials"]
     trials: tuple[Trial, ...]
@@ -144,7 +176,10 @@ class TrialLabels:
 class AnnotationLabels:
     """The annotations MNE finds in the recording (in a BIDS dataset: its events.tsv), by their description.
 
-    Where the pattern has a group `label`, the raw label is `<group>:<description>`: a run decides what T1 means.
+    Attributes:
+        source: `annotations`.
+        map: from descriptions to answers, as in `PathLabels`. Where the pattern has a group `label`, its names are
+            `<group>:<description>`, such as `04:T1`: a run decides what T1 means.
     """
 
     source: Literal["annotations"]
@@ -153,13 +188,18 @@ class AnnotationLabels:
 
 @dataclass(frozen=True)
 class TableLabels:
-    """One CSV for all recordings, with the columns file, start, end, label and, if wanted, subject and split.
+    """One CSV (UTF-8, commas) for all recordings, with the columns file, start, end, label and, if wanted, subject and
+    split.
 
-    Files are relative to the input folder; start and end are seconds, both empty for the whole recording. Only the
-    recordings named in it are used.
+    A row is one event. Its `file` lies under the input folder and is written from there on; only the recordings named
+    in the table are used. `start` and `end` are seconds, both empty for the whole recording. `subject` says whose the
+    recording is, in place of the pattern. `split` is train, validation or test; it stands in every row or in none, and
+    is the split whatever the task's rule, unless the user asks for one by subject.
 
     Attributes:
+        source: `table`.
         file: the CSV, relative to the input folder, or its full path.
+        map: from labels to answers, as in `PathLabels`.
     """
 
     source: Literal["table"]
@@ -177,13 +217,20 @@ Labels = NoLabels | PathLabels | SidecarLabels | TrialLabels | AnnotationLabels 
 class Windows:
     """Where windows lie inside what a label is about: from its start on, the remainder dropped.
 
+    What a label is about is the whole recording for the sources `none` and `path`, an event for the others.
+
     Attributes:
-        seconds: length of a window; `None`: as many as the feature extractor's token budget holds.
-        stride_seconds: from the start of a window to the start of the next; `None`: a window's length.
-        last_seconds: only so much of the end of a recording is cut; `None` takes all of it.
-        leave_out_last_seconds: so much of the end of a recording is not used.
-        before_seconds, after_seconds: signal around an event that belongs to its window.
-        wrap: where that signal would lie outside the recording, go on at its other end.
+        seconds: length of a window, in whole seconds; `None`, for whole recordings only: as many as the feature
+            extractor's token budget holds.
+        stride_seconds: from the start of a window to the start of the next; below `seconds` windows overlap. `None`: a
+            window's length.
+        last_seconds: windows are cut from only so many seconds at the end of a recording, one window's at least;
+            `None`: from all of it. For whole recordings only.
+        leave_out_last_seconds: so many seconds at the end of a recording are not used. For whole recordings only.
+        before_seconds, after_seconds: signal before and after an event that its windows span too: 2 and 2 make a
+            window of 5 s of an event of 1 s. For events only.
+        wrap: where that signal would lie outside the recording, go on at its other end, as TUEV's windows do. Without
+            it such windows are left out and counted.
     """
 
     seconds: int | None
@@ -207,6 +254,7 @@ class Windows:
 
 
 # Splits ----------------------------------------------------------------
+# `by_subject`: the rule is meant to keep each subject in one part. `kind`: what it goes by, in words.
 
 
 @dataclass(frozen=True)
@@ -214,9 +262,13 @@ class FolderSplit:
     """By the group `split` of the pattern.
 
     Attributes:
-        folders: its values, and the part each one is.
-        validation_share: share of the subjects in the train folder, drawn by seed, that are the validation part.
-        per_label: draw them from the subjects of each label apart.
+        rule: `folders`.
+        folders: each value of the group, and the part it is, such as `{"train": "train", "eval": "test"}`. Any other
+            value is an error.
+        validation_share: share of the subjects of the train part, drawn by seed, that become the validation part: at
+            least one, and never all. 0: none.
+        per_label: draw that share of the subjects of each label (the pattern's group `label`) apart, so that every
+            label is in the validation part. A subject with several labels may then stand in two parts.
     """
 
     rule: Literal["folders"]
@@ -224,6 +276,7 @@ class FolderSplit:
     validation_share: float = 0.0
     per_label: bool = False
     by_subject: ClassVar[bool] = True
+    kind: ClassVar[str] = "folders"
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
@@ -232,10 +285,12 @@ class FolderSplit:
 
 @dataclass(frozen=True)
 class CountSplit:
-    """By counts of recordings in name order: `train` of them, then `validation` of them, the rest to test.
+    """By counts of recordings in name order.
 
     Attributes:
-        recordings: how many there must be, since with fewer these counts make another split.
+        rule: `counts`.
+        train, validation: how many recordings each part has, one after the other; the others are the test part.
+        recordings: how many there must be in all, since with fewer these counts make another split.
     """
 
     rule: Literal["counts"]
@@ -243,6 +298,7 @@ class CountSplit:
     validation: int
     recordings: int
     by_subject: ClassVar[bool] = True
+    kind: ClassVar[str] = "counts of files"
 
     def __post_init__(self) -> None:
         if not (self.train > 0 <= self.validation and self.train + self.validation < self.recordings):
@@ -251,11 +307,17 @@ class CountSplit:
 
 @dataclass(frozen=True)
 class ShareSplit:
-    """By shares of the recordings in name order, the parts in the order in which they are given."""
+    """By shares of the recordings in name order. Subjects may stand in several parts.
+
+    Attributes:
+        rule: `shares`.
+        shares: of train, validation and test, adding up to 1. The parts follow one another as they are given here.
+    """
 
     rule: Literal["shares"]
     shares: Mapping[str, float]
     by_subject: ClassVar[bool] = False
+    kind: ClassVar[str] = "files"
 
     def __post_init__(self) -> None:
         check_shares(self.shares)
@@ -263,37 +325,57 @@ class ShareSplit:
 
 @dataclass(frozen=True)
 class TrialSplit:
-    """By trials, inside every recording: the `split` of a trial, or of a row of the table."""
+    """By trials, inside every recording: the `split` of a trial, or of a row of the table. Subjects may stand in
+    several parts.
+
+    Attributes:
+        rule: `trials`.
+    """
 
     rule: Literal["trials"]
     by_subject: ClassVar[bool] = False
+    kind: ClassVar[str] = "trials"
 
 
 @dataclass(frozen=True)
 class SubjectSplit:
-    """By subject, drawn by seed."""
+    """By subject, drawn by seed.
+
+    Attributes:
+        rule: `subject`.
+        shares: of the subjects, for train, validation and test, adding up to 1. A part that is not named is empty;
+            every other gets a subject at least.
+    """
 
     rule: Literal["subject"]
     shares: Mapping[str, float]
     by_subject: ClassVar[bool] = True
+    kind: ClassVar[str] = "subject"
 
     def __post_init__(self) -> None:
         check_shares(self.shares)
 
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that are not empty."""
+        return [part for part in PARTS if self.shares.get(part, 0) > 0]
+
 
 Split = FolderSplit | CountSplit | ShareSplit | TrialSplit | SubjectSplit
+# Rules that may put a subject in several parts, for those who read the rule's name only, in `preparation.json`.
+RULES_NOT_BY_SUBJECT = frozenset({"shares", "trials"})
 
 
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Shares of train, validation and test.
+def check_shares(shares: Mapping[str, float], name: str = "shares") -> None:
+    """Shares of train, validation and test; `name` is what errors call them.
 
     Raises:
         ValueError: another part, a share below 0, or a sum other than 1.
     """
     if strange := [part for part in shares if part not in PARTS]:
-        raise ValueError(f"shares must be of {', '.join(PARTS)}; got {', '.join(strange)}.")
+        raise ValueError(f"{name} must be of {', '.join(PARTS)}; got {', '.join(strange)}.")
     if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares must be 0 or more and add up to 1; got {dict(shares)}.")
+        raise ValueError(f"{name} must be 0 or more and add up to 1; got {dict(shares)}.")
 
 
 def check_pattern(name: str, pattern: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .channels_neurolm import resolve_channel
 from .processing_neurolm import SEP_TOKEN
 from .task_sections import (
     FolderSplit,
@@ -14,6 +15,7 @@ from .task_sections import (
     PathLabels,
     RecordingFiles,
     Split,
+    SubjectSplit,
     TableLabels,
     TrialLabels,
     TrialSplit,
@@ -77,6 +79,8 @@ class Task:
             raise self._error("channels", "must name at least one channel, none of them twice, or be null")
         if self.channels is not None and self.drop_channels:
             raise self._error("drop_channels", "must be empty where channels are named")
+        self._check_channels("channels", self.channels or ())
+        self._check_channels("drop_channels", self.drop_channels)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -129,10 +133,10 @@ class Task:
         seconds = (
             "as long as the token budget holds" if self.windows.seconds is None else f"of {self.windows.seconds} s"
         )
-        return (
-            f"{self.name}: {asked.rstrip('.')}. Windows {seconds}; split by {self.split.rule}; "
-            f"folder: {self.recordings.layout}."
-        )
+        split = f"split by {self.split.kind}" + ("" if self.split.by_subject else ", not by subject")
+        if isinstance(self.split, SubjectSplit) and len(self.split.parts) == 1:
+            split = f"all {self.split.parts[0]}"
+        return f"{self.name}: {asked.rstrip('.')}. Windows {seconds}; {split}; folder: {self.recordings.layout}."
 
     def _check_corpus(self) -> None:
         for name, wanted in (("answers", {}), ("metrics", ()), ("labels", NoLabels("none"))):
@@ -154,6 +158,16 @@ class Task:
             if answer is not None and answer not in self.answers:
                 raise ValueError(f"Task {self.name}: labels must map {label!r} to an answer or null; got {answer!r}.")
 
+    def _check_channels(self, field: str, names: tuple[str, ...]) -> None:
+        for name in names:
+            meant = resolve_channel(name)
+            if meant == name:
+                continue
+            advice = f"write {meant!r}" if meant else "it is none of CHANNEL_VOCABULARY"
+            raise ValueError(
+                f"Task {self.name}: {field} must be names of the channel vocabulary; got {name!r}: {advice}."
+            )
+
     def _check_sections(self) -> None:
         """What one section asks of another."""
         groups = self.recordings.groups
@@ -161,6 +175,8 @@ class Task:
             raise self._error("recordings", "must have a pattern with a group (?P<label>...) for labels from the path")
         if isinstance(self.split, FolderSplit) and "split" not in groups:
             raise self._error("recordings", "must have a pattern with a group (?P<split>...) to split by folders")
+        if isinstance(self.split, FolderSplit) and self.split.per_label and "label" not in groups:
+            raise self._error("recordings", "must have a pattern with a group (?P<label>...) to split per label")
         if isinstance(self.split, TrialSplit):
             trials = self.labels.trials if isinstance(self.labels, TrialLabels) else ()
             if not isinstance(self.labels, TableLabels) and not (trials and all(trial.split for trial in trials)):
@@ -168,6 +184,8 @@ class Task:
         of_events = not isinstance(self.labels, (NoLabels, PathLabels))
         if of_events and (self.windows.last_seconds is not None or self.windows.leave_out_last_seconds):
             raise self._error("windows", "must not leave out parts of a recording whose events place the windows")
+        if not of_events and (self.windows.before_seconds or self.windows.after_seconds or self.windows.wrap):
+            raise self._error("windows", "must not span signal around events where labels are of whole recordings")
         if self.windows.seconds is None and of_events:
             raise self._error("windows", "must have seconds where events place them")
 
@@ -184,13 +202,16 @@ def load_task(name_or_path: str | Path) -> Task:
         ValueError: there is no task of that name, or the file is not a task; the message says which file and what.
         FileNotFoundError: there is no file at that path.
     """
-    if isinstance(name_or_path, Path) or name_or_path.endswith(".json"):
-        return _read_task(Path(name_or_path))
-    path = TASK_FILES / f"{name_or_path.lower()}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(_read_task(file).name for file in TASK_FILES.glob("*.json")))
-        raise ValueError(f"There is no task {name_or_path!r}; there are {known}, or give the path of a .json file.")
-    return _read_task(path)
+    of_user = isinstance(name_or_path, Path) or name_or_path.endswith(".json")
+    path = Path(name_or_path) if of_user else TASK_FILES / f"{str(name_or_path).lower()}.json"
+    if path.is_file():
+        return _read_task(path)
+    known = ", ".join(sorted(_read_task(file).name for file in TASK_FILES.glob("*.json")))
+    if of_user:
+        raise FileNotFoundError(
+            f"There is no task file {path}. Give the path of your task's .json file, or the name of a task: {known}."
+        )
+    raise ValueError(f"There is no task {name_or_path!r}; there are {known}, or give the path of a .json file.")
 
 
 def _read_task(path: Path) -> Task:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +71,10 @@ def gpt2_encoder(bpe_folder: str | Path | None = None) -> TextEncoder:
         try:
             encoding = tiktoken.get_encoding("gpt2")
         except OSError as error:  # what requests raises, too
-            reason = str(error).partition("\n")[0]
+            reason = textwrap.shorten(str(error).partition("\n")[0], 300, placeholder=" ...")
             raise ValueError(
                 "GPT-2's vocabulary is not in TIKTOKEN_CACHE_DIR and cannot be downloaded; give a folder that holds "
-                f"its encoder.json and vocab.bpe (--bpe-folder). The download said: {reason[:200]}"
+                f"its encoder.json and vocab.bpe (--bpe-folder). The download said: {reason}"
             ) from error
     return TextEncoder("gpt2", encoding.encode_ordinary, encoding.eot_token, "uint16")
 
@@ -251,6 +252,7 @@ def prepare_text(
         ImportError: pyarrow is not installed.
         ValueError: the folder holds something else, or the text fills no block.
     """
+    _check_lengths(block_length, blocks_per_shard, max_tokens)
     output = Path(output)
     settings = {
         "neurolm_hf": __version__,
@@ -262,12 +264,6 @@ def prepare_text(
         "blocks_per_shard": blocks_per_shard,
         "max_tokens": max_tokens,
     }
-    if block_length < 1 or blocks_per_shard < 1:
-        raise ValueError(
-            f"block_length and blocks_per_shard are at least 1, not {block_length} and {blocks_per_shard}."
-        )
-    if max_tokens is not None and max_tokens < block_length:
-        raise ValueError(f"max_tokens ({max_tokens}) must leave room for one block of {block_length} tokens.")
     _claim_folder(output, settings)
     if (output / SUMMARY_FILE).is_file():
         return json.loads((output / SUMMARY_FILE).read_text(encoding="utf-8"))
@@ -355,6 +351,15 @@ def _encoding_from_files(folder: Path) -> Any:
     return Encoding(
         "gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=len(ranks) + 1
     )
+
+
+def _check_lengths(block_length: int, blocks_per_shard: int, max_tokens: int | None) -> None:
+    if block_length < 1 or blocks_per_shard < 1:
+        raise ValueError(
+            f"block_length and blocks_per_shard are at least 1, not {block_length} and {blocks_per_shard}."
+        )
+    if max_tokens is not None and max_tokens < block_length:
+        raise ValueError(f"max_tokens ({max_tokens}) must leave room for one block of {block_length} tokens.")
 
 
 def _claim_folder(output: Path, settings: dict[str, Any]) -> None:

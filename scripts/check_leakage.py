@@ -6,8 +6,8 @@
 Every set is compared with every other and with itself: its train part with validation and test, its validation part
 with test; of a corpus to pre-train on, everything counts as trained on. A leak is certain where the content of a file,
 its name within one archive, or the subject of one archive stands on both sides. The same name in sets that may have
-nothing to do with each other is listed as possible, and what a published split shares within its own set, as its notes
-say, as declared: neither of the two changes the exit status.
+nothing to do with each other is listed as possible, as are subjects whose names differ only in their writing, and what
+a published split shares within its own set, as its notes say, as declared: neither of the two changes the exit status.
 Exit status: 0 no certain leak, 1 at least one, or a set that cannot be read, 2 wrong usage.
 """
 
@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
             counts = ", ".join(f"{split} {len(files)}" for split, files in prepared.recordings.items() if files)
             kind = "corpus" if prepared.corpus else "task"
             print(f"{prepared.folder}: {kind} {prepared.task}; recordings: {counts or 'none'}")
+            if prepared.only_subject is not None:
+                print(f"    all are of one subject, {prepared.only_subject!r}: a leak by subject cannot be seen")
         if leaks:
             print(describe_leaks(leaks))
         print(f"{certain} certain leaks, {len(leaks) - certain} declared or possible")

@@ -9,7 +9,7 @@
 Nothing in a pickle is run: arrays, numbers, strings and plain containers are read, everything else is refused, and the
 file and what it asked for are named. Such files are left out; the others are imported. Started again after it was
 killed, it goes on.
-Exit status: 0 all imported, 1 some or all could not be, 2 wrong usage.
+Exit status: 0 all imported, 1 some or all could not be (or the output cannot be written), 2 wrong usage.
 """
 
 import argparse
@@ -45,13 +45,18 @@ def main(arguments: list[str] | None = None) -> None:
     (options,) = parser.parse_args_into_dataclasses(arguments)
     try:
         summary = import_pickles(load_task(options.task), options.input, options.output, options.workers)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except (ValueError, FileNotFoundError, NotADirectoryError, ImportError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("Stopped. Start the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
     print(summary)
     refused = [entry for entry in summary.files if any(part["reason"] == REFUSED for part in entry["left_out"])]
     for warning in (warning for entry in refused for warning in entry["warnings"]):
         print(f"left out: {warning}", file=sys.stderr)
-    sys.exit(1 if refused else 0)
+    sys.exit(1 if refused or summary.failed else 0)
 
 
 if __name__ == "__main__":

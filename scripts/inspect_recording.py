@@ -14,7 +14,10 @@ For programs: one JSON list, an object a file; a file that cannot be read has it
 
 Nothing is changed, and names, units and amplitudes that `EEGFeatureExtractor` would refuse are only reported. Give the
 header of a recording that is several files (.vhdr, .set, .lay), and an EGI .mff as the folder that it is.
-Exit status: 0 all files were read, 1 any could not be read (the others are reported), 2 wrong usage.
+Amplitude is 1.4826 x the median absolute deviation within seconds, before filtering; preparation judges after
+filtering.
+Exit status: 0 all files were read, 1 any could not be read or its picture not be drawn (all else is reported), 2 wrong
+usage.
 """
 
 import argparse
@@ -36,32 +39,35 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON list instead of text.")
     parser.add_argument("--picture", metavar="PNG", help="PNG file to draw to; needs matplotlib.")
     options = parser.parse_args(arguments)
+    if options.picture and not options.picture.lower().endswith(".png"):
+        parser.error(f"--picture draws PNG: name a .png file, not {options.picture}")
     reports: list[dict[str, Any]] = []
+    pictures: list[tuple[RecordingInfo, Path]] = []
     failed = False
-    for number, file in enumerate(options.files):
+    for number, file in enumerate(options.files, 1):
         try:
             info = inspect_recording(file)
-            if options.picture:
-                draw(info, file, options.picture, number if len(options.files) > 1 else None)
         except (ImportError, ValueError, OSError) as error:
             failed = True
             reports.append({"path": file, "error": str(error)})
             print(f"error: {error}", file=sys.stderr)
             continue
         reports.append(info.to_dict())
+        if options.picture:
+            path = Path(options.picture)
+            pictures.append((info, path.with_stem(f"{path.stem}-{number}") if len(options.files) > 1 else path))
         if not options.json:
             print(info, end="\n\n")
     if options.json:
         print(json.dumps(reports, indent=2, allow_nan=False))
+    sys.stdout.flush()
+    for info, path in pictures:
+        try:
+            plot_recording(info.path, info).savefig(path)
+        except (ImportError, ValueError, OSError) as error:
+            failed = True
+            print(f"error: the picture {path} of {info.path} cannot be drawn: {error}", file=sys.stderr)
     sys.exit(1 if failed else 0)
-
-
-def draw(info: RecordingInfo, file: str, picture: str, number: int | None) -> None:
-    """Save the picture of a recording, with its number in the name where there are several."""
-    path = Path(picture)
-    if number is not None:
-        path = path.with_stem(f"{path.stem}-{number + 1}")
-    plot_recording(file, info).savefig(path, format="png")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ On four machines that share a folder, each with another i of --shard i/4; or on 
 
 Killed and started again, it goes on where it was and ends with the same bytes. A recording that cannot be used stops
 nothing: it is listed with its reason, and the next run tries it again.
-Exit status: 0 all prepared, 1 some recordings failed (or the output cannot be written), 2 wrong usage.
+Exit status: 0 all prepared, 1 some recordings failed or no window was kept (or the output cannot be written), 2 wrong
+usage, or an input that does not fit the task.
 
 Tasks:
 """
@@ -37,7 +38,8 @@ from neurolm_hf.dataset_card import push_prepared
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.prepared_set import Summary
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor
-from neurolm_hf.storage import SPLITS
+from neurolm_hf.storage import NEEDED
+from neurolm_hf.task_sections import PARTS
 from neurolm_hf.tasks import TASK_FILES, Task, load_task
 
 
@@ -99,7 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         summary = prepare(options)
     except (ValueError, FileNotFoundError, NotADirectoryError, ImportError) as error:
-        parser.error(str(error))
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -111,7 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(push_prepared(options.output, options.push_to_hub))
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
-    sys.exit(1 if summary.failed else 0)
+    nothing_kept = bool(summary.files) and not summary.windows
+    sys.exit(1 if summary.failed or nothing_kept else 0)
 
 
 def prepare(options: Arguments) -> Summary:
@@ -121,13 +125,14 @@ def prepare(options: Arguments) -> Summary:
         ValueError, FileNotFoundError, ImportError: options that cannot be followed.
         OSError: the output cannot be written.
     """
+    check_options(options)
     task = load_task(options.task)
     extractor = EEGFeatureExtractor(notch_frequency=notch_frequency(task, options.notch_hz), scale=options.scale)
-    shares = None
+    shares: dict[str, float] | None = None
     if options.split_shares is not None:
-        if len(options.split_shares) != len(SPLITS):
-            raise ValueError(f"--split-shares are three, of {', '.join(SPLITS)}; got {len(options.split_shares)}")
-        shares = dict(zip(SPLITS, options.split_shares, strict=True))
+        if len(options.split_shares) != len(PARTS):
+            raise ValueError(f"--split-shares are three, of {', '.join(PARTS)}; got {len(options.split_shares)}")
+        shares = dict(zip(PARTS, options.split_shares, strict=True))
     with parallel_backend(options):
         return prepare_dataset(
             task,
@@ -142,6 +147,18 @@ def prepare(options: Arguments) -> Summary:
             shard=shard_of(options.shard),
             licence=options.licence,
         )
+
+
+def check_options(options: Arguments) -> None:
+    """A ValueError that names the option for numbers and combinations that make no sense."""
+    if options.workers < 1 and options.workers != -1:
+        raise ValueError(f"--workers is 1 or more, or -1 for one a core, not {options.workers}")
+    if options.seed < 0:
+        raise ValueError(f"--seed is 0 or more, not {options.seed}")
+    if options.scheduler is not None and options.backend not in ("dask", "ray"):
+        raise ValueError("--scheduler belongs to --backend dask or ray")
+    if options.scheduler is not None and options.backend == "dask" and options.workers != -1:
+        raise ValueError("--workers does not go with --backend dask --scheduler: the cluster's workers do the work")
 
 
 def notch_frequency(task: Task, wanted: float | None) -> float | None:
@@ -167,10 +184,10 @@ def shard_of(text: str) -> tuple[int, int]:
 @contextmanager
 def parallel_backend(options: Arguments) -> Iterator[None]:
     """joblib's configuration for the time of the run."""
-    from joblib import parallel_config
-
-    if options.scheduler is not None and options.backend not in ("dask", "ray"):
-        raise ValueError("--scheduler belongs to --backend dask or ray")
+    try:
+        from joblib import parallel_config
+    except ImportError as error:
+        raise ImportError(NEEDED, name="joblib") from error
     if options.backend == "dask":
         try:
             from dask.distributed import Client

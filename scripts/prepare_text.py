@@ -71,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
         prepare(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        print("Stopped. Start the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
 
 
 def usage_problem(options: Arguments) -> str | None:

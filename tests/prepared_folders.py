@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from neurolm_hf import EEGFeatureExtractor
-from neurolm_hf.storage import STORAGE, encode_row, write_shard
+from neurolm_hf.storage import STORAGE, ShardWriter, encode_row
 from neurolm_hf.tasks import load_task
+
+
+def write_shard(rows, path, task):
+    """Rows from `encode_row` as a shard."""
+    writer = ShardWriter(path, task)
+    for row in rows:
+        writer.add(row)
+    writer.commit()
 
 
 def write_prepared(folder, recordings, task="Workload", name=None, **changes):
@@ -45,6 +53,7 @@ def write_prepared(folder, recordings, task="Workload", name=None, **changes):
         "recipe_id": recipe.recipe_id,
         "storage": STORAGE,
         "split_rule": "published",
+        "shares": None,
         "seed": 0,
     }
     splits = [split for split in ("train", "validation", "test") if split in windows]

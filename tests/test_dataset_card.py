@@ -52,7 +52,39 @@ def test_a_recipe_of_few_steps_and_a_split_by_subject(prepared):
     path.write_text(json.dumps({**content, "recipe": content["recipe"] | off, "split_rule": "subject"}))
     text = write_card(prepared).read_text()
     assert "were resampled to 200 Hz, referenced to the average, and then cut." in text
-    assert "Split: by subject." in text
+    assert "Split: by subject, drawn by seed 0: train 0.6, validation 0.2, test 0.2." in text
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "said"),
+    [
+        ("Workload", {"split_rule": "subject", "shares": {"train": 0.5, "validation": 0, "test": 0.5}, "seed": 3}, 0),
+        ("Corpus", {"seed": 7}, 1),
+        ("Corpus", {"from": "reference"}, 2),
+    ],
+)
+def test_a_split_by_subject_can_be_drawn_again(tmp_path, task, changes, said):
+    folder = write_prepared(tmp_path, RECORDINGS, task=task)
+    path = folder / "preparation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    expected = (
+        "Split: by subject, drawn by seed 3: train 0.5, test 0.5.",
+        "Split: by subject, drawn by seed 7: train 1.",
+        "Split: by subject.",
+    )
+    assert expected[said] in write_card(folder).read_text()
+
+
+def test_steps_that_recordings_did_not_allow_are_counted(prepared):
+    path = prepared / "summary.json"
+    content = json.loads(path.read_text())
+    assert "But " not in write_card(prepared).read_text()
+    content["files"][0]["steps_impossible"] = ["low-pass 75 Hz", "notch 50 Hz"]
+    content["files"][1]["steps_impossible"] = ["low-pass 75 Hz"]
+    path.write_text(json.dumps(content))
+    text = write_card(prepared).read_text()
+    assert "But low-pass 75 Hz was left out of 2 of 4 recordings" in text
+    assert "But notch 50 Hz was left out of 1 of 4 recordings" in text
 
 
 def test_failed_recordings_are_named(prepared):
@@ -129,9 +161,6 @@ class StandInApi:
 
     calls = []
 
-    def __init__(self, token=None):
-        self.calls.append(("token", token))
-
     def __getattr__(self, name):
         def call(*args, **options):
             self.calls.append((name, *args, options))
@@ -151,11 +180,9 @@ def test_push(prepared, monkeypatch):
     with pytest.raises(ValueError, match="has no card"):
         push_prepared(prepared, "me/set")
     write_card(prepared)
-    assert push_prepared(prepared, "me/set", revision="v2").endswith("/commit/1")
-    token, repository, branch, upload = StandInApi.calls
-    assert token == ("token", None)
+    assert push_prepared(prepared, "me/set").endswith("/commit/1")
+    repository, upload = StandInApi.calls
     assert repository == ("create_repo", "me/set", {"repo_type": "dataset", "private": True, "exist_ok": True})
-    assert branch == ("create_branch", "me/set", {"repo_type": "dataset", "branch": "v2", "exist_ok": True})
     assert upload[1]["repo_type"] == "dataset"
     assert upload[1]["folder_path"] == str(prepared)
     assert upload[1]["commit_message"] == "Workload, fingerprint ffffffffffff"
@@ -171,7 +198,6 @@ def test_real_api_takes_what_we_give():
 
     for name, given in {
         "create_repo": {"repo_type", "private", "exist_ok"},
-        "create_branch": {"repo_type", "branch", "exist_ok"},
-        "upload_folder": {"repo_id", "repo_type", "folder_path", "revision", "allow_patterns", "delete_patterns"},
+        "upload_folder": {"repo_id", "repo_type", "folder_path", "allow_patterns", "delete_patterns"},
     }.items():
         assert given <= set(inspect.signature(getattr(huggingface_hub.HfApi, name)).parameters)

@@ -141,6 +141,22 @@ def test_readme_runs_from_top_to_bottom(folder: Path, monkeypatch: pytest.Monkey
     assert (folder / "text/summary.json").is_file()
 
 
+def test_the_readme_s_task_prepares_the_demo_s_recordings(folder: Path) -> None:
+    (task,) = re.findall(r"```json\n(.*?)```", README, flags=re.DOTALL)
+    (folder / "drowsiness.json").write_text(task)
+    rows = [
+        f"Subject{i:02d}_{run}.edf,0,20,{label},{i}" for i in range(4) for run, label in ((1, "drowsy"), (2, "alert"))
+    ]
+    (folder / "demo-output/recordings/labels.csv").write_text("\n".join(["file,start,end,label,subject", *rows]))
+    run_command(
+        "python scripts/prepare_data.py --task drowsiness.json --input demo-output/recordings --output drowsiness",
+        folder,
+    )
+    summary = json.loads((folder / "drowsiness/summary.json").read_text())
+    assert sum(summary["windows"].values()) == 8 * 5
+    assert sum(summary["subjects"].values()) == 4
+
+
 def run_command(command: str, folder: Path) -> None:
     """A command of the README, by this Python."""
     # the golden checkpoints have no GPT-2 vocabulary, and there may be no Hub

@@ -56,7 +56,7 @@ def test_the_facts_of_a_file(tmp_path):
     assert info.measured == "of the whole recording"
     assert info.problems == [
         "1 channel name(s) not in NeuroLM's vocabulary: 'CP 6' (close to CP6, CCP6, P6). Rename them, leave them out, "
-        "or pass unknown_channels='drop' to drop and report them."
+        "or pass unknown_channels='drop' (--unknown-channels drop) to drop and report them."
     ]
 
 
@@ -64,7 +64,11 @@ def test_a_report_is_json_and_text(tmp_path):
     info = inspect_recording(write_edf(tmp_path / "a.edf", names=("EEG Fp1", "EDF 7")))
     assert json.loads(json.dumps(info.to_dict(), allow_nan=False))["channels"][0]["resolved"] == "FP1"
     text = str(info)
-    for words in ("EDF, 2.4 kB; 2 channels, 1 of them usable; 100 Hz; 4 s; from 2020-01-01 00:00:00",
+    assert (
+        "  Amplitude: 1.4826 x median absolute deviation within seconds, before filtering (preparation judges after "
+        "filtering); here of the whole recording.\n"
+    ) in text
+    for words in ("EDF, 2.4 kB; 2 channels, 1 usable; 100 Hz; 4 s; from 2020-01-01 00:00:00",
                   "EEG Fp1  FP1", "left out  eeg   uV    100 Hz", "Annotations: none", "Problems:"):  # fmt: skip
         assert words in text
 
@@ -73,7 +77,8 @@ def test_names_that_would_raise_are_reported(tmp_path):
     doubled = inspect_recording(write_edf(tmp_path / "a.edf", names=("EEG Fp1", "FP1-REF")))
     assert any("are both channel FP1" in problem for problem in doubled.problems)
     nothing = inspect_recording(write_edf(tmp_path / "b.edf", names=("EMG chin", "x")))
-    assert any("no EEG channel is left" in problem for problem in nothing.problems)
+    assert nothing.problems[0].startswith("1 channel name(s) not in NeuroLM's vocabulary: 'x'")
+    assert nothing.problems[1:] == ["no EEG channel is left."]
     assert [channel.left_out for channel in nothing.channels] == ["not EEG by its name", "unknown name"]
 
 
@@ -106,7 +111,7 @@ def test_flat_and_clipped_channels(tmp_path):
     ]
     assert "flat channels: Fp2" in info.problems
     assert "clipped channels: Cz" in info.problems
-    assert any(problem.startswith("implausible amplitudes: Pz (2.6") for problem in info.problems)
+    assert any(problem.startswith("implausible amplitudes before filtering: Pz (2.6") for problem in info.problems)
 
 
 def test_values_that_are_no_numbers(tmp_path):
@@ -151,16 +156,38 @@ def test_a_long_recording_is_measured_in_blocks(tmp_path, monkeypatch):
 
 
 def test_a_picture_shows_found_and_resolved_names(tmp_path):
-    path = write_brainvision(tmp_path / "a.vhdr", make_eeg(3, 30), ["Fp1", "CZ", "ECG"])
+    path = write_brainvision(tmp_path / "a.vhdr", make_eeg(3, 30), ["EEG Fp1", "CZ-M1", "ECG"])
     figure = plot_recording(path, inspect_recording(path))
     traces, amplitudes, spectrum = figure.axes
-    names = ["Fp1 = FP1", "CZ", "ECG (left out)"]
+    names = ["EEG Fp1", "CZ-M1 = CZ", "ECG (left out)"]
     assert [label.get_text() for label in traces.get_yticklabels()] == names
     assert [label.get_text() for label in amplitudes.get_yticklabels()] == names
     assert traces.get_xlim() == (10.0, 20.0), "ten seconds from the middle"
+    assert traces.get_ylim() == (-3.6, 1.6), "the outer traces reach 1.5 lines"
+    assert "µV apart" in traces.get_title(loc="left")
+    assert [axis.get_title(loc="left") for axis in (amplitudes, spectrum)] == [
+        "Amplitude (µV), unfiltered; shaded: plausible",
+        "Power (µV²/Hz): median, middle 80%",
+    ]
     assert len(spectrum.lines) == 1
     figure.savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_numbers_of_an_unknown_unit_are_drawn_as_such(tmp_path):
+    path = write_edf(tmp_path / "a.edf", unit="", seconds=10)
+    traces, amplitudes, spectrum = plot_recording(path, inspect_recording(path)).axes
+    for axis in (traces, amplitudes, spectrum):
+        assert "as read, unit unknown" in axis.get_title(loc="left")
+        assert "µV" not in axis.get_title(loc="left")
+    # noise of 20, whatever that is; the lines are 8 times that apart
+    assert float(traces.get_title(loc="left").split("lines ")[1].split()[0]) == pytest.approx(160, rel=0.1)
+    np.testing.assert_allclose(amplitudes.collections[-1].get_offsets()[:, 0], [20, 20], rtol=0.1)
+
+
+def test_a_single_thing_is_no_plural(tmp_path):
+    text = str(inspect_recording(write_edf(tmp_path / "a.edf", names=("Cz",))))
+    assert "; 1 channel, 1 usable;" in text
 
 
 def test_a_picture_without_a_voltage_raises(tmp_path):
@@ -182,6 +209,22 @@ def test_the_script_in_words_and_pictures(tmp_path, monkeypatch, capsys):
     assert (code, (tmp_path / "y.png").is_file()) == (0, True)
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_picture_that_fails_leaves_the_report(tmp_path, monkeypatch, capsys, as_json):
+    file, picture = write_edf(tmp_path / "a.edf"), tmp_path / "nowhere" / "x.png"
+    options = ["--json"] if as_json else []
+    code, out, err = run_script(monkeypatch, capsys, file, "--picture", picture, *options)
+    assert code == 1
+    assert f"error: the picture {picture} of {file} cannot be drawn: " in err
+    assert json.loads(out)[0]["format"] == "EDF" if as_json else f"{file}\n  EDF, " in out
+
+
+def test_pictures_are_png(tmp_path, monkeypatch, capsys):
+    code, out, err = run_script(monkeypatch, capsys, write_edf(tmp_path / "a.edf"), "--picture", tmp_path / "x.jpg")
+    assert (code, out) == (2, "")
+    assert "--picture draws PNG: name a .png file, not " in err
+
+
 def test_the_script_as_json_goes_on_after_a_bad_file(tmp_path, monkeypatch, capsys):
     good, bad = write_edf(tmp_path / "good.edf"), tmp_path / "bad.edf"
     bad.write_text("no")
@@ -196,7 +239,8 @@ def test_the_script_as_json_goes_on_after_a_bad_file(tmp_path, monkeypatch, caps
 def test_the_script_teaches(monkeypatch, capsys):
     code, out, _ = run_script(monkeypatch, capsys, "--help")
     assert code == 0
-    assert "Exit status: 0 all files were read, 1 any could not be read" in out
+    assert "Exit status: 0 all files were read, 1 any could not be read or its picture not be drawn" in out
+    assert "1.4826 x the median absolute deviation within seconds, before filtering" in out
     code, _, err = run_script(monkeypatch, capsys)
     assert (code, "FILE" in err) == (2, True)
 

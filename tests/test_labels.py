@@ -156,6 +156,7 @@ class TestTable:
         assert spans(task, ben, n_seconds=30.0) == [Span(0, 30, "awake", "Yes"), Span(1, 9, "?", None)]
 
     def test_unknown(self, tmp_path):
+        (tmp_path / "a.edf").touch()
         (tmp_path / "labels.csv").write_text("file,start,end,label\na.edf,1,5,awake\na.edf,5,9,dreaming\n")
         task = user_task(tmp_path)
         with pytest.raises(

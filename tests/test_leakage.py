@@ -125,12 +125,61 @@ def test_the_same_task_prepared_twice(tmp_path):
     assert leaks_between(two, one) == leaks_between(one, two)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("S001", "sub-01"), ("Subject 7", "7"), ("SN012", "sn012"), ("sub-AB", "ab"), ("0", "S0")]
+)
+def test_a_subject_in_another_writing_is_possible(tmp_path, one, other):
+    train = write_prepared(tmp_path / "train", [("a.edf", one, "train"), ("b.edf", "X9", "train")])
+    test = write_prepared(tmp_path / "test", [("c.edf", other, "test"), ("d.edf", "Y9", "test")])
+    reason = "names that differ in their writing, or begin file names, maybe of another person"
+    assert leaks_between(train, test) == [("possible", "subject", one, "train", "test", reason)]
+
+
+def test_the_beginning_of_a_file_name_may_be_a_subject(tmp_path):
+    train = write_prepared(tmp_path / "train", [("data/S03_rest.edf", "data", "train")])
+    test = write_prepared(tmp_path / "test", [("x.edf", "s3", "test"), ("rest_y.edf", "s4", "test")], task="HMC")
+    (leak,) = find_leaks([read_prepared_set(train), read_prepared_set(test)])
+    assert (leak.grade, leak.name, leak.tested_name) == ("possible", "s03", "s3")
+
+
+def test_a_tuh_subject_counts_wherever_it_stands(tmp_path):
+    corpus = write_prepared(tmp_path / "a", [("edf/aaaaaaaq_s001_t000.edf", "edf", "train")], task="Corpus")
+    test = write_prepared(tmp_path / "b", [("01/aaaaaaaq/x.edf", "aaaaaaaq", "test")], task="TUAB")
+    assert leaks_between(corpus, test) == [("certain", "subject", "aaaaaaaq", "train", "test", "the same subject")]
+
+
+def test_every_file_of_a_name_counts(tmp_path):
+    train = write_prepared(tmp_path / "a", [("1/rec.edf", "A", "train", content("a", 5))])
+    files = [("1/rec.edf", "B", "test", content("b", 5)), ("2/rec.edf", "C", "test", content("c", 6))]
+    test = write_prepared(tmp_path / "b", files, task="HMC")
+    assert [(leak[0], leak[-1]) for leak in leaks_between(train, test)] == [
+        ("certain", "the same file name and size"),
+        ("possible", "the same file name"),
+    ]
+    copies = [("1.edf", "B", "test", content("a")), ("2.edf", "C", "test", content("a"))]
+    both = write_prepared(tmp_path / "c", copies, task="HMC")
+    assert [leak[:2] for leak in leaks_between(train, both)] == [("certain", "recording")] * 2
+
+
+def test_a_set_that_is_not_complete_is_refused(tmp_path):
+    folder = write_prepared(tmp_path, [("1.edf", "A", "train")], missing=["2.edf", "3.edf"])
+    with pytest.raises(
+        ValueError, match=r"2 recordings are not prepared yet, 2\.edf among them.*run the other shards"
+    ):
+        read_prepared_set(folder)
+
+
+def test_one_subject_for_all_is_said(tmp_path, capsys):
+    assert run(write_prepared(tmp_path, [("1.edf", "edf", "train"), ("2.edf", "edf", "train")])) == 0
+    assert "all are of one subject, 'edf': a leak by subject cannot be seen" in capsys.readouterr().out
+
+
 def test_table(tmp_path):
     many = [(f"{i}.edf", f"S{i:02d}", split) for i in range(25) for split in ("train", "test")]
     found = find_leaks([read_prepared_set(write_prepared(tmp_path, many))])
-    lines = describe_leaks(found, listed=2).splitlines()
-    assert lines[4] == f"certain: 25 subjects of {tmp_path} [train] in {tmp_path} [test], the same subject"
-    assert lines[5:] == ["    S00", "    S01", "    and 23 more"]
+    lines = describe_leaks(found).splitlines()
+    assert lines[22] == f"certain: 25 subjects of {tmp_path} [train] in {tmp_path} [test], the same subject"
+    assert lines[23:] == [*(f"    S{i:02d}" for i in range(20)), "    and 5 more"]
 
 
 def run(*arguments):

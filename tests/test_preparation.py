@@ -201,10 +201,13 @@ def test_what_belongs_to_no_recording_is_removed(recordings: Path, clean: Path, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, "other settings (seed was 0, is 1)"),
-        ({"unit": "mV"}, "unit was None, is 'mV'"),
-        ({"feature_extractor": EEGFeatureExtractor(notch_frequency=60)}, "recipe was"),
-        ({"task": dataclasses.replace(WORKLOAD, unknown_channels="raise")}, "unknown_channels was 'drop', is 'raise'"),
+        ({"seed": 1}, "other settings (seed: was 0, is 1)"),
+        ({"unit": "mV"}, 'unit: was null, is "mV"'),
+        ({"feature_extractor": EEGFeatureExtractor(notch_frequency=60)}, "recipe.notch_frequency: was 50.0, is 60.0"),
+        (
+            {"task": dataclasses.replace(WORKLOAD, unknown_channels="raise")},
+            'unknown_channels: was "drop", is "raise"',
+        ),
     ],
 )
 def test_other_settings_are_refused(
@@ -214,6 +217,45 @@ def test_other_settings_are_refused(
     with pytest.raises(ValueError, match=re.escape(message)):
         prepare(recordings, tmp_path / "set", **changes)
     assert contents(tmp_path / "set") == contents(clean)
+
+
+def test_the_first_mistake_does_not_lock_the_folder(recordings: Path, clean: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unit 'bananas' is unknown"):
+        prepare(recordings, tmp_path / "set", unit="bananas")
+    assert not (tmp_path / "set").exists()
+    wrong = dataclasses.replace(WORKLOAD, channels=("OZ",))
+    assert len(prepare(recordings, tmp_path / "set", task=wrong).failed) == 2 * SUBJECTS
+    prepare(recordings, tmp_path / "set")
+    assert contents(tmp_path / "set") == contents(clean)
+
+
+def test_filters_that_a_recording_does_not_allow_are_said(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, rate in (("a.edf", 100), ("b.edf", 200)):
+        write_edf(tmp_path / "in" / name, ("EEG Fp1", "EEG Fp2"), 80, rate)
+    summary = prepare(tmp_path / "in", tmp_path / "set", task=CORPUS, split_rule=None)
+    slow, fast = summary.files
+    assert slow["steps_impossible"] == ["low-pass 75 Hz", "notch 50 Hz"]
+    assert slow["warnings"][:2] == [
+        "low-pass 75 Hz left out: at or above the Nyquist frequency, 50 Hz",
+        "notch 50 Hz left out: at or above the Nyquist frequency, 50 Hz, or within 1 Hz of it",
+    ]
+    assert (fast["steps_impossible"], fast["warnings"]) == ([], [])
+    assert "But notch 50 Hz was left out of 1 of 2 recordings" in (tmp_path / "set" / "README.md").read_text()
+
+
+def test_a_part_without_windows_is_noted(recordings: Path, tmp_path: Path) -> None:
+    shutil.copytree(recordings, tmp_path / "in")
+    entries = prepare(recordings, tmp_path / "first").files
+    for entry in entries:
+        if "test" in entry["windows"]:
+            (tmp_path / "in" / entry["recording"]).write_bytes(b"damaged")
+    summary = prepare(tmp_path / "in", tmp_path / "set")
+    assert summary.notes == ["the test part has no windows: of its 2 recordings 2 failed, 0 gave none"]
+    folder = task_layouts.tuab(tmp_path / "tuab")
+    shutil.rmtree(folder / "edf" / "eval")
+    summary = prepare(folder, tmp_path / "tuab_set", task=load_task("TUAB"), split_rule=None)
+    assert summary.notes == ["the test part has no windows: no recording belongs to it"]
 
 
 def test_a_folder_with_other_files_is_refused(recordings: Path, tmp_path: Path) -> None:
@@ -378,13 +420,25 @@ def test_the_script_s_exit_codes(recordings: Path, tmp_path: Path, capsys: Any, 
             ("--task", "Nothing", *given): "There is no task 'Nothing'",
             (*workload, "--split", "subject", "--shard", "2/2"): "--shard is i/n",
             (*workload, "--split", "subject", "--scheduler", "here:1"): "--scheduler belongs to",
+            (*workload, "--backend", "dask", "--scheduler", "here:1"): "--workers does not go with",
+            (*workload, "--workers", 0): "--workers is 1 or more, or -1",
+            (*workload, "--workers", -2): "--workers is 1 or more, or -1",
+            (*workload, "--seed", -1): "--seed is 0 or more",
+            (*workload, "--notch-hz", 500): "notch_frequency 500 Hz is above the Nyquist frequency",
+            (*workload, "--split", "subject", "--unit", "bananas"): "unit 'bananas' is unknown",
             (*workload, "--split", "subject", "--split-shares", "0.5", "0.5"): "--split-shares are three",
             ("--task", "Workload", "--input", tmp_path / "none", "--output", tmp_path / "set"): "is not a folder",
         }
         for options, message in wrong.items():
             code, text = status(*options)
             assert code == 2
-            assert message in " ".join(text.split())
+            assert text.startswith("error: ")
+            assert text.count("\n") == 1
+            assert message in text
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "joblib", None)
+            code, text = status(*workload, "--split", "subject")
+            assert (code, 'pip install "neurolm_hf[data]"' in text) == (2, True)
         assert not (tmp_path / "set").exists()
         code, text = status(*workload, "--split", "subject", "--split-shares", "0.5", "0", "0.5")
         assert code == 0
@@ -395,6 +449,14 @@ def test_the_script_s_exit_codes(recordings: Path, tmp_path: Path, capsys: Any, 
         )
         assert code == 0
         assert f"a/b from {tmp_path / 'set'}" in text
+        (tmp_path / "short").mkdir()
+        for name in ("Subject00_1.edf", "Subject01_1.edf", "Subject02_1.edf"):
+            write_edf(tmp_path / "short" / name, [f"EEG {one}" for one in WORKLOAD.channels], 3, 200)
+        short = ("--input", tmp_path / "short", "--output", tmp_path / "empty", "--workers", 1, "--split", "subject")
+        code, text = status("--task", "Workload", *short)
+        assert code == 1
+        assert "3 recordings, 0 failed" in text
+        assert "no window was kept" in text
         shutil.copytree(recordings, tmp_path / "in")
         (tmp_path / "in" / "Subject00_1.edf").write_bytes(b"damaged")
         code, text = status(
@@ -436,19 +498,37 @@ def test_eegmat_has_the_paper_s_windows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_five_times_at_random_moments(recordings: Path, clean: Path, tmp_path: Path) -> None:
+def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
+    """Each time while recordings are worked on: some are done, some are not."""
     source = random.Random(0)
-    arguments = ("--task", "Workload", "--input", recordings, "--output", tmp_path / "set", "--split", "subject")
-    start = time.monotonic()
-    assert run_script(*arguments[:4], "--output", tmp_path / "timed", *arguments[6:], "--workers", 2).wait() == 0
-    whole = time.monotonic() - start
+    (tmp_path / "in").mkdir()
+    for number in range(24):
+        file = tmp_path / "in" / f"Subject{number // 2:02d}_{1 + number % 2}.edf"
+        write_edf(file, [f"EEG {one}" for one in WORKLOAD.channels], 40, 200, scale=1 + number / 50)
+    arguments = ("--task", "Workload", "--input", tmp_path / "in", "--split", "subject", "--workers", 2)
+    done = 0
     for _ in range(5):
-        run = run_script(*arguments, "--workers", 2, start_new_session=True)
-        time.sleep(source.uniform(0.3, 1.0) * whole)
+        run = run_script(*arguments, "--output", tmp_path / "set", start_new_session=True)
+        wait_for_reports(tmp_path / "set", done + 1)
+        time.sleep(source.uniform(0, 0.05))
         os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-    assert run_script(*arguments, "--workers", 2).wait() == 0
-    assert contents(tmp_path / "set") == contents(tmp_path / "timed") == contents(clean)
+        run.communicate()
+        before, done = done, len(reports_in(tmp_path / "set"))
+        assert before < done < 24
+    for name in ("set", "undisturbed"):
+        assert run_script(*arguments, "--output", tmp_path / name).wait() == 0
+    assert contents(tmp_path / "set") == contents(tmp_path / "undisturbed")
+
+
+def reports_in(output: Path) -> list[Path]:
+    return list(output.glob("reports/[!.]*"))
+
+
+def wait_for_reports(output: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(reports_in(output)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 class DeadlyExtractor(EEGFeatureExtractor):
@@ -478,9 +558,7 @@ def test_recordings_that_kill_their_process_are_reported(recordings: Path, clean
 def test_stopped_by_sigterm_and_resumed(recordings: Path, clean: Path, tmp_path: Path) -> None:
     arguments = ("--task", "Workload", "--input", recordings, "--output", tmp_path / "set", "--split", "subject")
     run = run_script(*arguments, "--workers", 2)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list((tmp_path / "set").glob("reports/[!.]*")):
-        time.sleep(0.01)
+    wait_for_reports(tmp_path / "set", 1)
     run.send_signal(signal.SIGTERM)
     text = run.communicate()[0]
     assert run.returncode == 130, text
@@ -491,13 +569,18 @@ def test_stopped_by_sigterm_and_resumed(recordings: Path, clean: Path, tmp_path:
 
 @pytest.mark.slow
 def test_a_dask_cluster_of_two_workers_gives_the_same(recordings: Path, clean: Path, tmp_path: Path) -> None:
-    from dask.distributed import LocalCluster
+    from dask.distributed import Client, LocalCluster, get_task_stream
 
     arguments = ("--task", "Workload", "--input", recordings, "--output", tmp_path / "set", "--split", "subject")
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        run = run_script(*arguments, "--backend", "dask", "--scheduler", cluster.scheduler_address)
-        text = run.communicate()[0]
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        with get_task_stream(client) as tasks:
+            run = run_script(*arguments, "--backend", "dask", "--scheduler", cluster.scheduler_address)
+            text = run.communicate()[0]
+        workers = set(client.scheduler_info()["workers"])
     assert run.returncode == 0, text
+    assert len(workers) == 2
+    assert {task["worker"] for task in tasks.data} == workers
+    assert len(tasks.data) == 2 * SUBJECTS
     assert contents(tmp_path / "set") == contents(clean)
 
 

@@ -55,10 +55,28 @@ def test_an_output_belongs_to_its_settings(tmp_path: Path) -> None:
     open_output(output, settings)
     assert not (output / "summary.json").exists()
     put(output / "summary.json")
-    with pytest.raises(ValueError, match=r"seed was 0, is 1; unit was None, is 'V'"):
-        open_output(output, settings | {"seed": 1, "unit": "V"})
+    put_report(output, "a.edf", "ann")
+    message = r'\(answers\.c: was absent, is null; seed: was 0, is 1; unit: was "uV", is absent\).*delete the folder'
+    settings |= {"unit": "uV"}
+    put(output / "preparation.json", to_json(settings))
+    written = (output / "preparation.json").read_text()
+    other = {"seed": 1, "shares": (0.5, 0.5), "answers": {"b": 0, "a": 1, "c": None}}
+    with pytest.raises(ValueError, match=message):
+        open_output(output, other)
     assert (output / "summary.json").exists()
     assert (output / "preparation.json").read_text() == written
+
+
+def test_an_output_with_nothing_worth_keeping_takes_other_settings(tmp_path: Path) -> None:
+    open_output(tmp_path, {"unit": None})
+    put_report(tmp_path, "a.edf", "ann", error="no unit")
+    open_output(tmp_path, {"unit": "uV"})
+    assert (tmp_path / "preparation.json").read_text() == to_json({"unit": "uV"})
+    shard = put(tmp_path / "data" / "train" / "a.parquet")
+    with pytest.raises(ValueError, match='unit: was "uV", is "V"'):
+        open_output(tmp_path, {"unit": "V"})
+    shard.unlink()
+    open_output(tmp_path, {"unit": "V"})
 
 
 def test_an_output_with_other_files_is_refused(tmp_path: Path) -> None:
@@ -101,7 +119,8 @@ def test_a_summary_adds_up(tmp_path: Path) -> None:
     assert summary.notes == ["by trials", "1 of 4 recordings are not prepared yet, d.edf among them"]
     assert [entry["recording"] for entry in summary.failed] == ["c.edf"]
     assert set(asdict(summary)["files"][0]) == {
-        *("recording", "subject", "sha256", "bytes", "hours", "windows", "left_out", "warnings", "error")
+        *("recording", "subject", "sha256", "bytes", "hours", "windows", "left_out", "warnings", "error"),
+        "steps_impossible",
     }
     lines = "\n".join(
         sorted(

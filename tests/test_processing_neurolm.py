@@ -168,8 +168,12 @@ def test_edges_at_or_above_nyquist_are_skipped_and_reported():
     extractor = EEGFeatureExtractor()
     report = extractor.prepare(make_eeg(seconds=60, rate=128), NAMES, 128, "uV")[0].report
     assert report.steps_skipped == [("low-pass 75 Hz", "at or above the Nyquist frequency, 64 Hz")]
+    assert report.warnings == ["low-pass 75 Hz left out: at or above the Nyquist frequency, 64 Hz"]
     report = extractor.prepare(make_eeg(seconds=60, rate=100), NAMES, 100, "uV")[0].report
-    assert [step for step, _ in report.steps_skipped] == ["low-pass 75 Hz", "notch 50 Hz"]
+    assert [step for step, _ in report.steps_skipped] == report.steps_impossible == ["low-pass 75 Hz", "notch 50 Hz"]
+    off = EEGFeatureExtractor(do_filter=False, notch_frequency=None)
+    report = off.prepare(make_eeg(seconds=60, rate=100), NAMES, 100, "uV")[0].report
+    assert (len(report.steps_skipped), report.steps_impossible, report.warnings) == (3, [], [])
     report = extractor.prepare(make_eeg(seconds=60, rate=150), NAMES, 150, "uV")[0].report
     assert [step for step, _ in report.steps_skipped] == ["low-pass 75 Hz"]
 
@@ -381,6 +385,7 @@ def test_wrong_arguments_raise(eeg, arguments, error, message):
         {"band": (1,)},
         {"band": None},
         {"notch_frequency": 0},
+        {"notch_frequency": 500},
         {"scale": 0},
         {"reference": "Cz"},
         {"window_seconds": 1.5},

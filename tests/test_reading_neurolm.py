@@ -148,7 +148,10 @@ def test_a_montage_keeps_rows_and_ids_together():
 
 
 def test_unknown_names_raise_with_the_closest_names():
-    with pytest.raises(ValueError, match=r"sub.edf: 2 channel.*'CP 6' \(close to CP6.*'Q1'.*unknown_channels='drop'"):
+    with pytest.raises(
+        ValueError,
+        match=r"sub.edf: 2 channel.*'CP 6' \(close to CP6.*'Q1'.*unknown_channels='drop' \(--unknown-channels drop\)",
+    ):
         resolve_montage(["CZ", "CP 6", "Q1"], source="sub.edf")
     with pytest.raises(ValueError, match="'pad' is reserved"):
         resolve_montage(["CZ", "pad"])
@@ -267,8 +270,8 @@ def test_edf_size_is_checked_against_the_header(tmp_path):
     [
         ("S001R04_crlf.edf", "damaged: 10853 bytes more.*line ends"),
         ("Subject33_1_damaged.edf", "cut short: 98436 bytes fewer"),
-        ("bids_pullstand_header_shifted.edf", "not a valid EDF file"),
-        ("mne_old_test_raw_truncated.fif", "cannot be read as EEG"),
+        ("bids_pullstand_header_shifted.edf", "not a valid EDF file.*Get the file again"),
+        ("mne_old_test_raw_truncated.fif", "cannot be read as EEG.*Get the file again"),
     ],
 )
 def test_damaged_recordings_raise(name, message):
@@ -559,7 +562,7 @@ def test_units_that_nobody_knows_are_noted(tmp_path, unit, said):
     (note,) = notes
     assert said in note
     assert "SpO2" not in note
-    assert note.endswith("MNE takes the numbers for volts. If they are microvolts, pass unit='uV'.")
+    assert note.endswith("MNE takes the numbers for volts. If they are microvolts, pass unit='uV' (--unit uV).")
 
 
 def test_a_mu_in_utf8_is_a_mu(tmp_path):
@@ -671,7 +674,48 @@ def test_a_fif_cut_short_raises(tmp_path, cut):
     raw = mne.io.RawArray(make_eeg(3, 20) * 1e-6, mne.create_info(NAMES, 200, "eeg"), verbose="ERROR")
     raw.save(path, buffer_size_sec=1, verbose="ERROR")
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(ValueError, match=r"a_raw.fif cannot be read"):
+    with pytest.raises(ValueError, match=r"a_raw.fif (cannot be read|is cut short).*Get the file again"):
+        open_recording(path)
+
+
+def test_a_fif_cut_between_two_buffers_raises(tmp_path):
+    path = tmp_path / "a_raw.fif"
+    raw = mne.io.RawArray(make_eeg(3, 20) * 1e-6, mne.create_info(NAMES, 200, "eeg"), verbose="ERROR")
+    raw.save(path, buffer_size_sec=5, verbose="ERROR")
+    # four buffers of three channels, 1000 float32 each, with a tag of 16 bytes before; kind 300, type 4
+    tag = bytes.fromhex("0000012c00000004") + (3 * 1000 * 4).to_bytes(4, "big")
+    content = path.read_bytes()
+    assert content.count(tag) == 4
+    path.write_bytes(content[: content.rindex(tag)])
+    with pytest.raises(ValueError, match=r"a_raw.fif is cut short or damaged: .*Get the file again"):
+        open_recording(path)
+
+
+def _gdf_with_events(path, mode):
+    """The GDF file of `write_gdf` with two events in its table: at samples 3 and 10, of type 7."""
+    write_gdf(path, make_eeg(3, 4), NAMES)
+    events = np.array([3, 10], "<u4").tobytes() + np.array([7, 7], "<u2").tobytes()
+    events += (np.zeros(2, "<u2").tobytes() + np.ones(2, "<u4").tobytes()) if mode == 3 else b""
+    path.write_bytes(path.read_bytes()[:-8] + bytes([mode, 200, 0, 0, 2, 0, 0, 0]) + events)
+    return path
+
+
+@pytest.mark.parametrize("mode", [1, 3])
+def test_a_gdf_is_checked_against_its_header(tmp_path, mode):
+    path = _gdf_with_events(tmp_path / "a.gdf", mode)
+    raw, notes = open_recording(path)
+    assert (raw.n_times, notes, list(raw.annotations.description)) == (800, [], ["7", "7"])
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(100))
+    assert open_recording(path)[1] == [], "more than the header says is no harm"
+    path.write_bytes(content[:-5])
+    with pytest.raises(
+        ValueError, match=r"a.gdf is cut short: 5 bytes fewer than its header says. Get the file again"
+    ):
+        open_recording(path)
+    assert content.count(b"\n") > 2
+    path.write_bytes(content.replace(b"\n", b"\r\n"))
+    with pytest.raises(ValueError, match=r"a.gdf is damaged: .*line ends .*Get the file again as binary"):
         open_recording(path)
 
 

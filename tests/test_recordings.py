@@ -123,18 +123,24 @@ class TestCorpus:
         assert len(found("Corpus", tmp_path)) == 3
 
     @pytest.mark.parametrize(
-        ("key", "subject"),
+        ("key", "subject", "guessed_from"),
         [
-            ("sub-01/ses-a/eeg/sub-01_ses-a_eeg.edf", "01"),
-            ("study/sub-7_eeg.vhdr", "7"),
-            ("anna/monday/rest.edf", "anna"),
-            ("anna.fif.gz", "anna"),
-            ("pre_sub-x.edf", "x"),
-            ("notsub-1/a.edf", "notsub-1"),
+            ("sub-01/ses-a/eeg/sub-01_ses-a_eeg.edf", "01", None),
+            ("study/sub-7_eeg.vhdr", "7", None),
+            ("anna/monday/rest.edf", "anna", "folder"),
+            ("anna.fif.gz", "anna", "file"),
+            ("pre_sub-x.edf", "x", None),
+            ("notsub-1/a.edf", "notsub-1", "folder"),
         ],
     )
-    def test_whose_a_recording_is(self, key, subject):
-        assert subject_of(key) == subject
+    def test_whose_a_recording_is(self, tmp_path, key, subject, guessed_from):
+        assert subject_of(key) == (subject, guessed_from)
+        (one,) = find_recordings(load_task("Corpus"), touch(tmp_path, key))
+        assert (one.subject, one.guessed_from) == (subject, guessed_from)
+
+    def test_a_pattern_is_no_guess(self, tmp_path):
+        (one,) = find_recordings(load_task("Workload"), touch(tmp_path, "Subject00_1.edf"))
+        assert (one.subject, one.guessed_from) == ("Subject00", None)
 
 
 class TestRefusals:
@@ -168,12 +174,14 @@ class TestTables:
         assert [(row.start, row.end, row.label) for row in ben.rows] == [(None, None, "awake"), (1, 9, "?")]
 
     def test_its_own_subjects_and_splits(self, tmp_path):
-        rows = "test,Ann,awake,4,0,./1.edf\n,,awake,9,5,1.edf\ntrain,Ben,awake,,,2.edf\n"
+        touch(tmp_path, "1.edf", "2.edf", "three.edf")
+        rows = "test,Ann,awake,4,0,./1.edf\n,,awake,9,5,1.edf\ntrain,Ben,awake,,,2.edf\ntrain,,awake,,,three.edf\n"
         text = "\ufeffsplit,subject,label,end,start,file\n" + rows
         (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
-        one, two = find_recordings(user_task(tmp_path, task_layouts.TABLE_TASK), tmp_path)
+        one, two, three = find_recordings(user_task(tmp_path, task_layouts.TABLE_TASK), tmp_path)
         assert (one.key, one.subject, [row.split for row in one.rows]) == ("1.edf", "Ann", ["test", None])
         assert (two.key, two.subject, [row.split for row in two.rows]) == ("2.edf", "Ben", ["train"])
+        assert (three.subject, [x.guessed_from for x in (one, two, three)]) == ("three", [None, None, "file"])
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -194,18 +202,39 @@ class TestTables:
                 "file,start,end,label,subject\na.edf,0,1,x,A\na.edf,1,2,x,B\n",
                 r"line 3: a\.edf has several subjects: A, B",
             ),
+            (
+                "file;start;end;label\na.edf;0;1;x\n",
+                r"line 1: no column file, start, .* with commas between them, not ';'\.",
+            ),
+            ("file,start,end,label\n/data/a.edf,0,1,x\n", r"line 2: the file /data/a\.edf does not lie under"),
+            (
+                "file,start,end,label\na.edf,0,1,x\nb/../../a.edf,0,1,x\n",
+                r"labels\.csv, line 3: the file b/\.\./\.\./a\.edf does not lie under the input folder",
+            ),
+            (
+                "file,start,end,label\na.edf,0,1,x\nd.edf,0,1,x\nc.edf,0,1,x\nb/e.edf,0,1,x\n",
+                r"labels\.csv, line 3: \S*/d\.edf is not there, nor are others .* names: c\.edf, b/e\.edf\. Correct",
+            ),
+            ("file,start,end,label\na.edf,0,1,x\nd.edf,0,1,x\n", r"line 3: \S*/d\.edf is not there\. Correct the"),
         ],
     )
     def test_malformed(self, tmp_path, text, message):
+        touch(tmp_path, "a.edf")
         (tmp_path / "labels.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
             find_recordings(user_task(tmp_path, task_layouts.TABLE_TASK), tmp_path)
+
+    def test_other_encodings(self, tmp_path):
+        (tmp_path / "labels.csv").write_bytes("file,start,end,label\nzoë.edf,0,1,x\n".encode("cp1252"))
+        with pytest.raises(ValueError, match=r"labels\.csv is not UTF-8 \(byte 23\): save it as UTF-8"):
+            read_table(tmp_path / "labels.csv")
 
     def test_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"absent\.csv is not there: the table"):
             read_table(tmp_path / "absent.csv")
 
     def test_unknown_subjects(self, tmp_path):
+        touch(tmp_path, "x/a.edf")
         (tmp_path / "labels.csv").write_text("file,start,end,label\nx/a.edf,0,1,x\n")
         task = user_task(tmp_path, task_layouts.TABLE_TASK | {"recordings": task_layouts.BIDS_TASK["recordings"]})
         with pytest.raises(ValueError, match=r"line 2: the subject of x/a\.edf is unknown\. Add a column subject"):

@@ -187,6 +187,8 @@ def test_a_bad_pickle_stops_nothing_and_is_named(workload, tmp_path, monkeypatch
         "11": (pickle.dumps({"X": eeg(19, 4), "ch_names": ["CHEESE", *channels[1:]], "y": 0}), "do not fit"),
         "12": (pickle.dumps({"X": eeg(19, 4), "ch_names": ["FPZ", *channels[1:]], "y": 0}), "has others"),
         "13": (pickle.dumps({"X": eeg(19, 4), "ch_names": channels}), "has the label None"),
+        "14": (pickle.dumps({"X": eeg(19, 4), "ch_names": 19, "y": 0}), "TypeError"),
+        "15": (pickle.dumps({"X": eeg(19, 4), "ch_names": channels, "y": [[0], [0]]}), "a list inside is refused"),
     }
     for index, (content, _) in bad.items():
         (workload / "train" / f"Subject00_1-{index}.pkl").write_bytes(content)
@@ -244,9 +246,62 @@ def test_a_changed_pickle_is_imported_again(workload, tmp_path):
     np.testing.assert_allclose(row_signal(row), eeg(19, 4, seed=99) / 100, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("content", ["", '{"sha256": ', "[]", "{}"])
+def test_a_damaged_report_counts_as_not_done(workload, tmp_path, content):
+    task = load_task("Workload")
+    import_pickles(task, workload, tmp_path / "out")
+    whole = files_of(tmp_path / "out")
+    next((tmp_path / "out" / "reports").glob("*.json")).write_text(content)
+    import_pickles(task, workload, tmp_path / "out")
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_a_pickle_that_cannot_be_opened_is_the_error_of_its_recording(workload, tmp_path):
+    task = load_task("Workload")
+    before = import_pickles(task, workload, tmp_path / "whole")
+    (workload / "train" / "Subject07_1-0.pkl").mkdir()
+    (workload / "eval" / "Subject08_1-0.pkl").symlink_to(tmp_path / "gone")
+    away = workload / "test" / "Subject02_1-1.pkl"
+    content = away.read_bytes()
+    away.unlink()
+    away.symlink_to(tmp_path / "later")
+    summary = import_pickles(task, workload, tmp_path / "out")
+    assert [(entry["recording"], entry["error"]) for entry in summary.failed] == [
+        ("eval/Subject08_1", "[Errno 2] No such file or directory: 'Subject08_1-0.pkl'"),
+        ("test/Subject02_1", "[Errno 2] No such file or directory: 'Subject02_1-1.pkl'"),
+        ("train/Subject07_1", "[Errno 21] Is a directory: 'Subject07_1-0.pkl'"),
+    ]
+    assert summary.windows == {"train": 2, "validation": 2}
+    (tmp_path / "later").write_bytes(content)
+    (workload / "train" / "Subject07_1-0.pkl").rmdir()
+    (workload / "eval" / "Subject08_1-0.pkl").unlink()
+    after = import_pickles(task, workload, tmp_path / "out")
+    assert (after.failed, after.fingerprint) == ([], before.fingerprint)
+
+
+def test_a_damaged_hdf5_file_is_named(tmp_path):
+    pytest.importorskip("h5py")
+    (tmp_path / "seed-3.hdf5").write_text("no")
+    with pytest.raises(OSError, match=r"seed-3.hdf5 cannot be opened as HDF5: .*Get the file again"):
+        import_pickles(load_task("SEED"), tmp_path / "seed-3.hdf5", tmp_path / "out")
+
+
+def test_a_session_without_samples_is_its_own_error(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "seed-3.hdf5", "w") as file:
+        file.create_group("1_2")
+        file.create_dataset("2_1", data=[1.0])
+    summary = import_pickles(load_task("SEED"), tmp_path / "seed-3.hdf5", tmp_path / "out")
+    assert [entry["recording"] for entry in summary.failed] == ["seed-3/1_2", "seed-3/2_1"]
+    assert "eeg" in summary.failed[0]["error"]
+
+
 def test_folders_that_are_none(tmp_path, workload):
-    with pytest.raises(ValueError, match=r"holds no \.pkl file"):
+    with pytest.raises(FileNotFoundError, match=r"nothing is not there\. Give the folder"):
         import_pickles(load_task("Workload"), tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds no \.pkl file"):
+        import_pickles(load_task("Workload"), tmp_path / "empty", tmp_path / "out")
     with pytest.raises(ValueError, match=r"holds no \.hdf5 file"):
         import_pickles(load_task("SEED"), workload, tmp_path / "out")
     shutil.move(workload / "eval", workload / "strange")
@@ -255,7 +310,9 @@ def test_folders_that_are_none(tmp_path, workload):
     assert not (tmp_path / "out").exists()
 
 
-def test_script(workload, tmp_path, capsys):
+def test_script(workload, tmp_path, monkeypatch, capsys):
+    import scripts.import_pickles as script
+
     options = ["--task", "Workload", "--input", str(workload), "--output", str(tmp_path / "out")]
 
     def run(*arguments):
@@ -269,7 +326,22 @@ def test_script(workload, tmp_path, capsys):
     assert run(*options) == 1
     assert "left out: Subject02_1-1.pkl is not read" in capsys.readouterr().err
     assert run("--task", "Workload") == 2
-    assert "There is no task 'Nap'" in run("--task", "Nap", *options[2:])
+    capsys.readouterr()
+    assert run("--task", "Nap", *options[2:]) == 2
+    assert "There is no task 'Nap'" in capsys.readouterr().err
+    assert run(*options[:2], "--input", str(tmp_path / "no"), *options[4:]) == 2
+    assert "no is not there" in capsys.readouterr().err
+    (workload / "test" / "Subject02_1-1.pkl").unlink()
+    (workload / "test" / "Subject02_1-1.pkl").mkdir()
+    assert run(*options) == 1
+    assert "failed: test/Subject02_1: [Errno 21] Is a directory" in capsys.readouterr().out
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "import_pickles", interrupted)
+    assert run(*options) == 130
+    assert capsys.readouterr().err == "Stopped. Start the same command again to go on.\n"
     settings = json.loads((tmp_path / "out" / "preparation.json").read_text())
     assert settings["task"] == "Workload"
     assert settings["recipe"]["notch_frequency"] == 50

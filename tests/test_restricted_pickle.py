@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,36 @@ def test_damaged_bytes_fail_in_no_other_way(tmp_path):
             read_pickle(path)
         except ValueError as error:
             assert "window.pkl" in str(error)  # noqa: PT017
+
+
+def test_lists_in_lists_are_refused(tmp_path):
+    bomb = ["x"]
+    for _ in range(30):
+        bomb = [bomb] * 10
+    with pytest.raises(ValueError, match=r"window\.pkl is not read: a list inside is refused"):
+        read_pickle(write(tmp_path, {"X": 1, "ch_names": bomb}))
+
+
+def test_a_huge_shape_does_not_make_a_huge_message(tmp_path):
+    shape = b"("  # of a tuple that holds another three times, and so on
+    shape += b"\x8c\x01x" + b"".join(b"\x94h%ch%c\x87" % (place, place) for place in range(20)) + b"t"
+    content = HEAD + b"}\x8c\x01X" + ARRAY + b"cnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01" + shape
+    with pytest.raises(ValueError, match="an array of shape") as caught:
+        read_pickle(write(tmp_path, content + DTYPE + b"\x89C\x08abcdefghtbs."))
+    assert len(str(caught.value)) < 20_000
+
+
+def test_the_same_bytes_used_often_are_kept_once(tmp_path):
+    data = b"\x96" + struct.pack("<Q", 80_000) + bytes(80_000) + b"\x94"
+    array = ARRAY + b"cnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01M\x10\x27\x85" + DTYPE + b"\x89%stb"
+    content = HEAD + b"}\x8c\x01X](" + array % data + array % b"h\x00" * 299 + b"es."
+    tracemalloc.start()
+    arrays = read_pickle(write(tmp_path, content))["X"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(arrays) == 300
+    assert arrays[-1].shape == (10_000,)
+    assert peak < 5e6, "and not 24 MB"
 
 
 def test_other_content(tmp_path):

@@ -1,5 +1,6 @@
 """Splits: the published rules on hand-made lists of recordings, splits by subject, and what the notes say."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import task_layouts
 
 from neurolm_hf.recordings import Recording, find_recordings
-from neurolm_hf.splits import assign_splits, split_subjects
+from neurolm_hf.splits import assign_splits, split_subjects, splits_by_table
 from neurolm_hf.tasks import load_task
 
 
@@ -42,7 +43,8 @@ class TestPublished:
     def test_counts_that_cut_a_subject_in_two_are_noted(self):
         _, notes = parts("Workload", recordings(72, per_subject=3))
         assert notes == [
-            "The split of task Workload is by counts, not by subject: 2 of 24 subjects stand in more than one part."
+            "The split of task Workload is by counts of files, not by subject: 2 of 24 subjects stand in more than "
+            "one part."
         ]
 
     def test_tuab_by_folder_and_class(self, tmp_path):
@@ -103,28 +105,84 @@ class TestPublished:
             parts("TUEV", recordings(1, folder="dev"))
 
 
-class TestTables:
-    def task(self, folder):
-        (folder / "task.json").write_text(json.dumps(task_layouts.TABLE_TASK | {"split": {"rule": "trials"}}))
-        return load_task(folder / "task.json")
+TRIALS = {"rule": "trials"}
+BY_SUBJECT = task_layouts.TABLE_TASK["split"]
 
-    def test_a_column_says_the_split(self, tmp_path):
-        rows = "1.edf,0,4,awake,A,train\n1.edf,4,8,awake,A,test\n2.edf,0,4,awake,B,test\n"
-        (tmp_path / "labels.csv").write_text("file,start,end,label,subject,split\n" + rows)
-        task = self.task(tmp_path)
-        assigned, notes = assign_splits(task, find_recordings(task, tmp_path))
+
+class TestTables:
+    def found(self, folder, split, rows=None):
+        """The task with that split, and the recordings of a table of these rows; two recordings are there."""
+        (folder / "task.json").write_text(json.dumps(task_layouts.TABLE_TASK | {"split": split}))
+        if rows is not None:
+            for name in ("1.edf", "2.edf"):
+                (folder / name).touch()
+            (folder / "labels.csv").write_text("\n".join(["file,start,end,label,subject,split", *rows]))
+        task = load_task(folder / "task.json")
+        return task, find_recordings(task, folder)
+
+    @pytest.mark.parametrize("split", [TRIALS, BY_SUBJECT], ids=["trials", "subject"])
+    @pytest.mark.parametrize(("last", "shared"), [("A", 1), ("B", 0)])
+    def test_its_column_is_the_split_whatever_the_rule(self, tmp_path, split, last, shared):
+        rows = ("1.edf,0,4,awake,A,train", "1.edf,4,8,awake,A,train", f"2.edf,0,4,awake,{last},test")
+        task, found = self.found(tmp_path, split, rows)
+        assert splits_by_table(found)
+        assigned, notes = assign_splits(task, found)
         assert [one.split for one in assigned] == [None, None]
+        assert [[row.split for row in one.rows] for one in assigned] == [["train", "train"], ["test"]]
         assert notes == [
-            "The split of task Vigilance is by trials, not by subject: 1 of 2 subjects stand in more than one part."
+            f"The split of task Vigilance is the column split of labels.csv: {shared} of {2 - shared} subjects stand "
+            "in more than one part."
         ]
 
-    def test_a_row_without_a_split(self, tmp_path):
-        task = self.task(task_layouts.table(tmp_path))
-        with pytest.raises(ValueError, match=r"labels\.csv, line 2: no split.*--split subject"):
-            assign_splits(task, find_recordings(task, tmp_path))
-        assigned, notes = assign_splits(task, find_recordings(task, tmp_path), rule="subject", shares={"test": 1})
+    def test_the_user_may_ask_for_a_split_by_subject(self, tmp_path):
+        rows = ("1.edf,0,4,awake,A,train", "1.edf,4,8,awake,A,test", "2.edf,0,4,awake,B,")
+        task, found = self.found(tmp_path, BY_SUBJECT, rows)
+        assigned, notes = assign_splits(task, found, rule="subject")
+        assert ({one.split for one in assigned}, notes) == ({"train", "test"}, [])
+        with pytest.raises(ValueError, match=r"rule='subject' too \(--split subject --split-shares 0\.5 0 0\.5\)"):
+            assign_splits(task, found, shares={"train": 1})
+
+    def test_some_rows_without_a_split(self, tmp_path):
+        task, found = self.found(tmp_path, BY_SUBJECT, ("1.edf,0,4,awake,A,train", "2.edf,0,4,awake,B,"))
+        with pytest.raises(ValueError, match=r"labels\.csv, line 3: no split, though other rows have one.*--split"):
+            assign_splits(task, found)
+
+    def test_no_row_has_a_split(self, tmp_path):
+        task, found = self.found(task_layouts.table(tmp_path), TRIALS)
+        assert not splits_by_table(found)
+        with pytest.raises(ValueError, match=r"labels\.csv, line 2: no split, though task Vigilance.*--split subject"):
+            assign_splits(task, found)
+        assigned, notes = assign_splits(task, found, rule="subject", shares={"test": 1})
         assert [one.split for one in assigned] == ["test", "test"]
-        assert notes == []
+        assert notes == [
+            "The subjects of 2 recordings are guessed from folder or file names (ann, ben): if one person has "
+            "several, add a column subject to the table, or give the task a pattern with (?P<subject>...)."
+        ]
+
+
+class TestGuessedSubjects:
+    def test_files_of_a_table_are_not_split_by_their_names(self, tmp_path):
+        rows = ("1.edf,,,awake,,", "2.edf,,,awake,B,")
+        task, found = TestTables().found(tmp_path, BY_SUBJECT, rows)
+        with pytest.raises(
+            ValueError,
+            match=r"labels\.csv, line 2: a split by subject needs to know whose 1\.edf .*a column subject",
+        ):
+            assign_splits(task, found)
+        # nothing can leak where all are in one part, or where the table says the split
+        note = "The subjects of 1 recordings are guessed from folder or file names (1)"
+        _, notes = assign_splits(task, found, rule="subject", shares={"train": 1})
+        assert [text.partition(":")[0] for text in notes] == [note]
+        task, found = TestTables().found(tmp_path, BY_SUBJECT, [f"{rows[0]}train", f"{rows[1]}test"])
+        assert note in [text.partition(":")[0] for text in assign_splits(task, found)[1]]
+
+    def test_a_corpus_is_told(self):
+        found = [dataclasses.replace(one, guessed_from="file") for one in recordings(3)]
+        for options in ({}, {"rule": "subject", "shares": {"train": 0.5, "test": 0.5}}):
+            assert parts("Corpus", found, **options)[1] == [
+                "The subjects of 3 recordings are guessed from folder or file names (S00, S01, ...): if one person "
+                "has several, give the task a pattern with (?P<subject>...)."
+            ]
 
 
 class TestBySubject:
@@ -140,10 +198,9 @@ class TestBySubject:
         assert set(parts("TUEG", recordings(3))[0].values()) == {"train"}
         assert set(parts("TUEG", recordings(3), rule="subject")[0].values()) == {"train"}
         shares = {"train": 0.5, "test": 0.5}
-        assert Counter(parts("TUEG", recordings(4), rule="subject", shares=shares)[0].values()) == {
-            "train": 2,
-            "test": 2,
-        }
+        for rule in ("subject", None):  # the task's own rule is by subject
+            split, _ = parts("TUEG", recordings(4), rule=rule, shares=shares)
+            assert Counter(split.values()) == {"train": 2, "test": 2}
 
     def test_deterministic_whatever_the_order(self):
         split = split_subjects(self.subjects)
@@ -165,13 +222,15 @@ class TestBySubject:
         assert Counter(split_subjects(names, shares=shares).values()) == counts
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="needs 3 subjects at least; there are 1: a"):
+        with pytest.raises(ValueError, match=r"needs 3 subjects at least; there are 1: a.*--split-shares"):
             split_subjects(["a", "a"])
         with pytest.raises(ValueError, match="add up to 1"):
             split_subjects(self.subjects, shares={"train": 0.5})
         with pytest.raises(ValueError, match="must be of train, validation, test; got dev"):
             split_subjects(self.subjects, shares={"dev": 1})
-        with pytest.raises(ValueError, match=r"'subject', or None .* got 'files'"):
+        with pytest.raises(ValueError, match=r"'subject' \(--split subject\), or None .* published\); got 'files'"):
             parts("TUEG", recordings(3), rule="files")
-        with pytest.raises(ValueError, match="shares belong to a split by subject"):
+        with pytest.raises(ValueError, match=r"give rule='subject' too \(--split subject --split-shares 0\.5"):
             parts("TUSL", recordings(3), shares={"train": 1})
+        with pytest.raises(ValueError, match=r"shares \(--split-shares\) must be 0 or more and add up to 1"):
+            parts("TUSL", recordings(3), rule="subject", shares={"train": 2})

@@ -1,6 +1,8 @@
 import hashlib
 import os
+import re
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel
+from prepared_folders import write_shard
 
 from neurolm_hf import storage
 from neurolm_hf.storage import (
@@ -16,7 +19,6 @@ from neurolm_hf.storage import (
     load_prepared,
     row_features,
     row_signal,
-    write_shard,
     write_text,
 )
 from neurolm_hf.tasks import load_task
@@ -103,7 +105,7 @@ def test_rows_that_cannot_be_stored(values: np.ndarray, changes: dict, message: 
 def test_a_shard_is_deterministic_and_in_groups(tmp_path: Path) -> None:
     rows = [encode(signal(1 + index % 4, 200, index), start=index) for index in range(150)]
     for name in ("one", "two"):
-        assert write_shard(iter(rows), tmp_path / f"{name}.parquet", TASK) == 150
+        write_shard(rows, tmp_path / f"{name}.parquet", TASK)
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
     assert len(digests) == 1
     metadata = pq.ParquetFile(tmp_path / "one.parquet").metadata
@@ -115,21 +117,26 @@ def test_a_shard_is_deterministic_and_in_groups(tmp_path: Path) -> None:
 
 
 def test_a_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    def rows():
-        yield from (encode(signal(), start=index) for index in range(100))
-        raise RuntimeError("cut")
+    for end, there in (("discard", []), ("commit", ["a.parquet"])):
+        writer = ShardWriter(tmp_path / "a.parquet", TASK)
+        for index in range(100):
+            writer.add(encode(signal(), start=index))
+        (begun,) = tmp_path.iterdir()
+        assert begun.name.startswith(".a.parquet.")
+        getattr(writer, end)()
+        assert [path.name for path in tmp_path.iterdir()] == there
 
-    with pytest.raises(RuntimeError, match="cut"):
-        write_shard(rows(), tmp_path / "a.parquet", TASK)
+
+@pytest.mark.parametrize("missing", ["pyarrow.parquet", "datasets"])
+def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch: Any, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=re.escape('pip install "neurolm_hf[data]"')):
+        ShardWriter(tmp_path / "a.parquet", TASK)
     assert list(tmp_path.iterdir()) == []
-    assert write_shard([], tmp_path / "a.parquet", TASK) == 0
-    assert list(tmp_path.iterdir()) == []
-    writer = ShardWriter(tmp_path / "a.parquet", TASK)
-    writer.add(encode(signal()))
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".a.parquet.")
-    writer.commit()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_the_settings_say_how_large_a_group_is() -> None:
+    assert storage.STORAGE["rows_a_group"] == storage.ROWS_A_GROUP
 
 
 def test_writing_again_replaces(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,12 +1,22 @@
 """Tasks: the shipped file against the facts, prompts word for word, errors that say what is wrong."""
 
 import json
+from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 from recording_files import SHARED, needs_shared
 from task_layouts import TABLE_TASK
 
-from neurolm_hf.task_sections import AnnotationLabels, RecordingFiles, SubjectSplit, Windows
+from neurolm_hf.task_sections import (
+    RULES_NOT_BY_SUBJECT,
+    AnnotationLabels,
+    FolderSplit,
+    RecordingFiles,
+    Split,
+    SubjectSplit,
+    Windows,
+)
 from neurolm_hf.tasks import TASK_FILES, Task, load_task
 
 
@@ -109,19 +119,28 @@ def test_a_corpus_asks_nothing():
 
 def test_a_line_about_each_task():
     assert load_task("Workload").describe() == (
-        "Workload: Is this EEG segment of high workload? No, Yes. Windows of 4 s; split by counts; folder: "
+        "Workload: Is this EEG segment of high workload? No, Yes. Windows of 4 s; split by counts of files; folder: "
         "SubjectNN_1.edf (rest) and SubjectNN_2.edf (mental arithmetic)."
     )
     assert load_task("TUSL").describe().startswith("TUSL: Which type does this EEG segment belong to? Options: (A) ba")
     assert load_task("TUEG").describe() == (
-        "TUEG: a corpus to pre-train on, nothing is asked. Windows as long as the token budget holds; split by "
-        "subject; folder: SUBJECT_*.edf in any folder."
+        "TUEG: a corpus to pre-train on, nothing is asked. Windows as long as the token budget holds; all "
+        "train; folder: SUBJECT_*.edf in any folder."
     )
+    for name, words in (
+        ("TUSL", "split by files, not by subject;"),
+        ("SEED", "split by trials, not by subject;"),
+        ("TUAB", "split by folders;"),
+        ("EEGMMIDB", "split by subject;"),
+    ):
+        assert f" {words}" in load_task(name).describe()
 
 
 def test_which_published_splits_are_by_subject():
     tasks = [load_task(path) for path in TASK_FILES.glob("*.json")]
     assert sorted(task.name for task in tasks if not task.split.by_subject) == ["SEED", "TUSL"]
+    kinds = get_args(Split)
+    assert {get_args(get_type_hints(kind)["rule"])[0] for kind in kinds if not kind.by_subject} == RULES_NOT_BY_SUBJECT
 
 
 def test_names_in_any_case_and_paths(workload):
@@ -133,8 +152,9 @@ def test_names_in_any_case_and_paths(workload):
 def test_unknown_names_and_answers(workload, tmp_path):
     with pytest.raises(ValueError, match=r"no task 'Sleep'; there are .*Workload"):
         load_task("Sleep")
-    with pytest.raises(FileNotFoundError):
-        load_task(tmp_path / "absent.json")
+    for path in (tmp_path / "absent.json", str(tmp_path / "absent.json")):
+        with pytest.raises(FileNotFoundError, match=r"no task file .*absent\.json\. Give the path .* task: Corpus, "):
+            load_task(path)
     with pytest.raises(ValueError, match="'Maybe' is no answer of task Workload; its answers are No, Yes"):
         workload.training_text("Maybe")
 
@@ -165,6 +185,7 @@ def test_files_that_are_no_task(tmp_path, content):
         ("channels", []),
         ("channels", ["CZ", "CZ"]),
         ("channels", ["CZ", 3]),
+        ("channels", ["CZ", "Fp1"]),
         ("notch_hz", -50),
         ("notch_hz", "50"),
         ("metrics", ["beauty"]),
@@ -223,12 +244,38 @@ def test_malformed_fields_are_named_with_the_file(tmp_path, content, field, valu
             {"rule": "folders", "folders": {"a": "dev"}},
             r"split: folders\['a'\] must be 'train', 'validation'",
         ),
+        ("windows", {"seconds": 4, "after_seconds": 1}, "windows must not span signal around events"),
+        ("windows", {"seconds": 4, "wrap": True}, "windows must not span signal around events"),
         ("split", {"rule": "trials"}, "split must not be by trials unless every trial, or a table"),
     ],
 )
 def test_malformed_sections_are_named_with_the_file(tmp_path, content, section, value, message):
     with pytest.raises(ValueError, match=rf"task\.json.*{message}"):
         load_task(write(tmp_path, content | {section: value}))
+
+
+@pytest.mark.parametrize("field", ["channels", "drop_channels"])
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("Fp1", "write 'FP1'"),
+        ("EEG Cz-REF", "write 'CZ'"),
+        ("heart", "it is none of CHANNEL_VOCABULARY"),
+        ("pad", "it is none of CHANNEL_VOCABULARY"),
+    ],
+)
+def test_channels_are_names_of_the_vocabulary(field, name, advice):
+    message = rf"Task Sleep: {field} must be names of the channel vocabulary; got '{name}': {advice}\."
+    with pytest.raises(ValueError, match=message):
+        lettered(**{field: ("PZ", name)})
+
+
+def test_a_split_per_label_needs_a_label():
+    files = RecordingFiles("any", "(?P<split>[^/]+)/(?P<subject>.+)")
+    split = FolderSplit("folders", {"train": "train", "eval": "test"}, 0.2)
+    assert not lettered(recordings=files, split=split).split.per_label
+    with pytest.raises(ValueError, match=r"Sleep: recordings must have a pattern with a group \(\?P<label>"):
+        lettered(recordings=files, split=replace(split, per_label=True))
 
 
 def test_a_user_s_task_may_leave_out_what_has_a_default(tmp_path):

@@ -81,6 +81,17 @@ def test_without_network_and_folder_the_error_says_what_to_do(monkeypatch):
         gpt2_encoder()
 
 
+def test_what_the_download_said_is_cut_between_words(monkeypatch):
+    import tiktoken
+
+    def no_network(name):
+        raise ConnectionError("proxy " * 80)
+
+    monkeypatch.setattr(tiktoken, "get_encoding", no_network)
+    with pytest.raises(ValueError, match=r"said: (proxy )+\.\.\.$"):
+        gpt2_encoder()
+
+
 def test_tokenizer_of_a_model(tmp_path):
     tokenizer = train_text_tokenizer(DEMO_TEXT.read_text().splitlines(), vocab_size=400)
     tokenizer.save_pretrained(tmp_path)
@@ -194,6 +205,9 @@ def test_other_folders_are_not_written_into(tmp_path):
     prepare(tmp_path / "text")
     with pytest.raises(ValueError, match="was begun with another block_length; choose another folder"):
         prepare(tmp_path / "text", block_length=4)
+    with pytest.raises(ValueError, match=r"max_tokens \(2\) must leave room for one block of 3 tokens"):
+        prepare(tmp_path / "new", max_tokens=2)
+    assert not (tmp_path / "new").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("precious")
     with pytest.raises(ValueError, match="is not an empty folder"):
@@ -258,6 +272,18 @@ def test_script(tmp_path, capsys):
     lines = ["--dataset", "text", "--data-files", DEMO_TEXT, "--output", tmp_path / "b", *options]
     main([str(item) for item in lines])
     assert "from 32 documents" in capsys.readouterr().out
+
+
+def test_interrupted_script(tmp_path, monkeypatch, capsys):
+    import scripts.prepare_text as script
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "prepare_text", interrupted)
+    monkeypatch.setattr(script, "gpt2_encoder", lambda folder: LETTERS)
+    assert run("--files", DEMO_TEXT, "--output", tmp_path / "out")[0] == 130
+    assert capsys.readouterr().err == "Stopped. Start the same command again to go on.\n"
 
 
 def test_script_exit_status(tmp_path, capsys):

@@ -14,7 +14,7 @@ from neurolm_hf import EEGFeatureExtractor
 from neurolm_hf.processing_neurolm import EEGReport
 from neurolm_hf.recordings import Recording, find_recordings
 from neurolm_hf.splits import assign_splits
-from neurolm_hf.task_sections import NoLabels, Trial, TrialLabels, Windows
+from neurolm_hf.task_sections import Trial, TrialLabels, Windows
 from neurolm_hf.tasks import load_task
 from neurolm_hf.windows import LeftOut, Window, place_windows, read_window, select_channels, window_length
 
@@ -159,6 +159,17 @@ class TestLayouts:
         assert ben[1] == [LeftOut("labelled '?'", 2)]
         assert {ann[0][0].split, ben[0][0].split} == {"train", "test"}
 
+    def test_a_user_s_table_that_says_the_split(self, tmp_path):
+        path = task_layouts.table(tmp_path) / "task.json"
+        path.write_text(json.dumps(task_layouts.TABLE_TASK))  # by subject
+        rows = (
+            "ann/monday.edf,3,8,awake,test\nann/monday.edf,20,24.5,asleep,test\nben/monday.edf,1,9,awake,validation\n"
+        )
+        (tmp_path / "labels.csv").write_text("file,start,end,label,split\n" + rows)
+        ann, ben = prepare_folder(path, tmp_path).values()
+        assert [(window.start, window.split) for window in ann[0]] == [(600, "test"), (4000, "test")]
+        assert [(window.start, window.split) for window in ben[0]] == [(200, "validation"), (800, "validation")]
+
     @needs_recordings
     def test_a_bids_dataset(self, tmp_path):
         (tmp_path / "task.json").write_text(json.dumps(task_layouts.BIDS_TASK))
@@ -208,10 +219,11 @@ class TestLayouts:
 
 class TestRules:
     def place(self, windows, n_seconds, trials=None, extractor=EXTRACTOR, **fields):
-        source = TrialLabels("trials", tuple(Trial(*trial) for trial in trials)) if trials else NoLabels("none")
-        task = dataclasses.replace(load_task("Corpus"), windows=windows)
         if trials:
-            task = dataclasses.replace(load_task("Workload"), labels=source, windows=windows, channels=None)
+            labels = TrialLabels("trials", tuple(Trial(*trial) for trial in trials))
+            task = dataclasses.replace(load_task("Workload"), labels=labels, windows=windows, channels=None)
+        else:
+            task = dataclasses.replace(load_task("Corpus"), windows=windows)
         recording = Recording("night.edf", "night.edf", "S", split="train")
         return place_windows(task, recording, Counted(round(n_seconds * 200), **fields), extractor)
 
