@@ -29,25 +29,27 @@ SOURCES = {
 _LISTED = 50  # files by name; more are in summary.json
 _UPLOADED = ["README.md", "preparation.json", "summary.json", "data/*/*.parquet", "reports/*.json"]
 _HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# How the reasons begin that channels are dropped for because they are no EEG, which is no loss.
+_NO_EEG = ("MNE channel type", "not EEG by its name", "a pair of two reference electrodes")
 _RULES = {
     "subject": "by subject",
     "folders": "the folders of the source, validation taken from the training subjects",
     "counts": "by the number of files, in name order",
     "shares": "by shares of the files, in name order",
     "trials": "by trials inside each recording",
+    "table": "by the table's column `split`",
 }
 
 
-def write_card(folder: str | Path, licence: str | None = None) -> Path:
+def write_card(folder: str | Path) -> Path:
     """Writes `README.md` into a prepared folder: what is in it, how it was made, and how to load it.
 
     Figures come from `preparation.json`, `summary.json` and the label column of the shards; the same folder gives the
     same bytes. Its header names the files of every split, so that `load_dataset(folder)` works.
 
     Args:
-        folder: a finished prepared set.
-        licence: of the recordings: an identifier of the Hub such as `odc-by`, or words of your own. Without one the
-            card says what is known of the source.
+        folder: a finished prepared set. The `licence` of its `preparation.json` is that of the recordings: an
+            identifier of the Hub such as `odc-by`, or words. Without one the card says what is known of the source.
 
     Returns:
         The path of the card.
@@ -58,6 +60,7 @@ def write_card(folder: str | Path, licence: str | None = None) -> Path:
     """
     folder = Path(folder)
     preparation, summary = read_description(folder)
+    licence = preparation.get("licence")
     sections = [
         _header(preparation, summary, licence),
         f"# {preparation['task']}: EEG windows prepared for NeuroLM\n",
@@ -197,10 +200,21 @@ def _preparation(preparation: Mapping[str, Any], summary: Mapping[str, Any]) -> 
             f"But {step} was left out of {count:,} of {len(summary['files']):,} recordings, which do not allow it: "
             "see their warnings in `summary.json`."
         )
+    lines += _dropped(summary)
     channels = preparation["task_file"]["channels"]
     lines.append(f"Channels: {', '.join(channels) if channels else 'those of each recording'}.")
     lines.append(f"Recipe `{preparation['recipe_id']}`, neurolm_hf {preparation['neurolm_hf']}.")
     return "## Preparation\n\n" + "\n".join(lines) + "\n"
+
+
+def _dropped(summary: Mapping[str, Any]) -> list[str]:
+    """A line on the channels that were left out though they may be EEG: in how many recordings, for which reasons."""
+    reasons = [{reason for _, reason in file.get("dropped", [])} for file in summary["files"]]
+    counts = Counter(reason for found in reasons for reason in found if not reason.startswith(_NO_EEG))
+    if not counts:
+        return []
+    said = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(counts.items()))
+    return [f"Channels were left out, by reason (recordings, of {len(reasons):,}): {said}; see `summary.json`."]
 
 
 def _split(preparation: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

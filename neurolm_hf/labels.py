@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from .recordings import Recording, read_times
 from .task_sections import (
-    ANY_OTHER,
+    ANY_TEXT,
     AnnotationLabels,
+    LabelMap,
     NoLabels,
     Part,
     PathLabels,
@@ -81,21 +82,29 @@ def label_spans(
     known = task.labels.map or {answer: answer for answer in task.answers}
     spans = []
     for event in events:
-        if event.label not in known and ANY_OTHER not in known:
+        name = _name_in_map(event.label, known)
+        if name is None:
             raise ValueError(
                 f"{event.where}: {event.label!r} is no label of task {task.name}, which knows {', '.join(known)}. "
                 "Map it to an answer in the task file, or to null to leave it out."
             )
-        answer = known[event.label if event.label in known else ANY_OTHER]
-        spans.append(Span(event.start, event.end, event.label, answer, event.split))
+        spans.append(Span(event.start, event.end, event.label, known[name], event.split))
     if not spans:
         raise ValueError(f"{recording.path} has no event that task {task.name} could take a label from.")
     return spans
 
 
+def _name_in_map(label: str, known: LabelMap) -> str | None:
+    """The name that stands for a label: its own, else the longest beginning of it that ends in `*`."""
+    if label in known:
+        return label
+    beginnings = [name for name in known if name.endswith(ANY_TEXT) and label.startswith(name.removesuffix(ANY_TEXT))]
+    return max(beginnings, key=len, default=None)
+
+
 def _sidecar_events(labels: SidecarLabels, recording: Path) -> Iterator[_Event]:
     """The events in the text file beside a recording."""
-    path = recording.with_name(labels.file.format(stem=recording.stem))
+    path = recording.with_name(labels.file.replace("{stem}", recording.stem))
     if not path.is_file():
         raise FileNotFoundError(f"{recording} has no labels: {path} is not there.")
     try:
@@ -108,14 +117,31 @@ def _sidecar_events(labels: SidecarLabels, recording: Path) -> Iterator[_Event]:
     # `SidecarLabels` has seen to it that either end or duration is given: these are three.
     given = (labels.start, labels.end, labels.duration, labels.label)
     columns = [_position(name, header, f"{path}, line {labels.header_lines}") for name in given if name is not None]
-    for number, line in enumerate(lines[labels.header_lines :], start=labels.header_lines + 1):
-        if not line:
-            continue
-        where, cells = f"{path}, line {number}", _cells(line, labels)
-        if len(cells) <= max(columns):
-            raise ValueError(f"{where}: {len(cells)} columns where {max(columns) + 1} are needed: {line!r}.")
-        start, extent, label = (cells[column] for column in columns)
-        yield _Event(*read_times(start, extent, where, duration=labels.duration is not None), label, where)
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        if number > labels.header_lines and line:
+            yield _event(line, columns, labels, where)
+        elif number <= labels.header_lines and _is_event(line, columns, labels):
+            raise ValueError(
+                f"{where}: an event, {line!r}, where the task's header_lines = {labels.header_lines} has a header. "
+                "Is the file cut short at its start, or the number wrong?"
+            )
+
+
+def _event(line: str, columns: list[int], labels: SidecarLabels, where: str) -> _Event:
+    cells = _cells(line, labels)
+    if len(cells) <= max(columns):
+        raise ValueError(f"{where}: {len(cells)} columns where {max(columns) + 1} are needed: {line!r}.")
+    start, extent, label = (cells[column] for column in columns)
+    return _Event(*read_times(start, extent, where, duration=labels.duration is not None), label, where)
+
+
+def _is_event(line: str, columns: list[int], labels: SidecarLabels) -> bool:
+    try:
+        _event(line, columns, labels, "")
+    except ValueError:
+        return False
+    return True
 
 
 def _cells(line: str, labels: SidecarLabels) -> list[str]:
@@ -128,6 +154,8 @@ def _position(name: int | str, header: list[str], where: str) -> int:
         return name
     if name not in header:
         raise ValueError(f"{where}: no column {name!r}; its columns are {', '.join(header)}.")
+    if header.count(name) > 1:
+        raise ValueError(f"{where}: column {name!r} stands there more than once. Leave one, or give its position.")
     return header.index(name)
 
 

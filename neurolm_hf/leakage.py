@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from .dataset_card import read_description
-from .task_sections import PARTS, RULES_NOT_BY_SUBJECT
+from .task_sections import PARTS, may_share_subjects
 
 
 Item = TypeVar("Item")
@@ -117,7 +117,7 @@ def read_prepared_set(folder: str | Path) -> PreparedSet:
         folder=str(folder),
         task=preparation["task"],
         corpus=task["question"] is None,
-        by_subject=not published or task["split"]["rule"] not in RULES_NOT_BY_SUBJECT,
+        by_subject=not published or not may_share_subjects(task["split"]),
         recordings=recordings,
     )
 

@@ -4,14 +4,13 @@ A recording is opened, filtered, cut into the task's windows and written as rows
 run passes over the recordings whose report and shards are as they should be.
 """
 
-import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
-from glob import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,12 +18,14 @@ from mne import use_log_level
 from transformers.utils.logging import tqdm
 
 from . import __version__
-from .channels_neurolm import UnknownChannels, microvolts_per
+from .channels_neurolm import UnknownChannels, microvolts_per, resolve_channel
 from .dataset_card import write_card
 from .prepared_set import (
+    BEGUN,
     Summary,
     file_sha256,
     open_output,
+    read_report,
     remove_leftovers,
     shard_name,
     summarize,
@@ -32,11 +33,13 @@ from .prepared_set import (
     to_json,
     unlink_all,
 )
-from .processing_neurolm import EEGFeatureExtractor
+from .processing_neurolm import EEGFeatureExtractor, PreparedEEG
+from .reading_neurolm import open_recording
 from .recordings import Recording, find_recordings
-from .splits import assign_splits
+from .source_files import fingerprint
+from .splits import assign_splits, splits_by_table
 from .storage import NEEDED, STORAGE, TEMPORARY, Row, ShardWriter, encode_row, write_text
-from .task_sections import PARTS, FolderSplit, ShareSplit, SidecarLabels, TrialLabels, TrialSplit
+from .task_sections import PARTS, FolderSplit, ShareSplit, TrialLabels, TrialSplit
 from .tasks import Task
 from .windows import place_windows, read_window, select_channels, window_length
 
@@ -80,7 +83,7 @@ def prepare_dataset(
         workers: processes; None: what joblib's active `parallel_config` says, else one.
         shard: (i, n): only every n-th recording, from the i-th; the n parts may run anywhere and at any time, with the
             same output folder. Splits do not depend on it.
-        licence: of the recordings, for the card.
+        licence: of the recordings, for the card; None: that of an earlier run.
 
     Returns:
         The summary of all that is in `output` by now.
@@ -102,16 +105,17 @@ def prepare_dataset(
     recordings, notes = assign_splits(task, found, rule=split_rule, shares=shares, seed=seed)
     settings = {
         **describe_plan(plan),
-        "split_rule": split_rule or "published",
+        "split_rule": split_rule or ("table" if splits_by_table(found) else "published"),
         "shares": None if shares is None else dict(shares),
         "seed": seed,
+        **({} if licence is None else {"licence": licence}),
     }
     mine = recordings[index::parts]
     open_output(output, settings)
     remove_leftovers(output, {shard_name(one.key) for one in recordings}, {shard_name(one.key) for one in mine})
     _run(mine, output, plan, workers)
     foreseen = _foreseen_parts(task, recordings, split_rule)
-    return _finish(output, recordings, foreseen, notes + remarks, licence)
+    return _finish(output, recordings, foreseen, notes + remarks)
 
 
 def _find(task: Task, folder: Path) -> tuple[list[Recording], list[str]]:
@@ -127,6 +131,8 @@ def _foreseen_parts(task: Task, recordings: Sequence[Recording], split_rule: str
     parts: set[str] = {one.split for one in recordings if one.split}
     if split_rule is not None:
         return parts  # every part with a share has a subject
+    if splits_by_table(recordings):
+        return parts | {row.split for one in recordings for row in one.rows if row.split}
     match task.split:
         case FolderSplit(folders=folders, validation_share=share):
             parts |= {*folders.values(), *(["validation"] if share else [])}
@@ -135,13 +141,10 @@ def _foreseen_parts(task: Task, recordings: Sequence[Recording], split_rule: str
         case TrialSplit():
             if isinstance(task.labels, TrialLabels):
                 parts |= {trial.split for trial in task.labels.trials if trial.split}
-            parts |= {row.split for one in recordings for row in one.rows if row.split}
     return parts
 
 
-def _finish(
-    output: Path, recordings: Sequence[Recording], foreseen: set[str], notes: Sequence[str], licence: str | None
-) -> Summary:
+def _finish(output: Path, recordings: Sequence[Recording], foreseen: set[str], notes: Sequence[str]) -> Summary:
     """Writes the summary, and the card once every recording has its report."""
     keys = [one.key for one in recordings]
     while True:
@@ -150,10 +153,10 @@ def _finish(
             summary.notes.extend(_empty_parts(summary, recordings, foreseen))
         write_text(output / "summary.json", to_json(asdict(summary)))
         # a part that ended meanwhile may have written its summary before ours
-        if not any((output / "reports" / f"{shard_name(key)}.json").is_file() for key in missing):
+        if all(read_report(output / "reports" / f"{shard_name(key)}.json") is None for key in missing):
             break
     if not missing:
-        write_card(output, licence)
+        write_card(output)
     return summary
 
 
@@ -226,10 +229,11 @@ def _new_report(recording: Recording, plan: Plan) -> dict[str, Any]:
         "left_out": [],
         "warnings": [],
         "steps_impossible": [],
+        "dropped": [],
         "error": None,
     }
     try:
-        report |= _source(recording.path, plan.task)
+        report |= fingerprint(recording.path, plan.task)
     except OSError as error:
         report["error"] = _without_paths(str(error), recording)
     return report
@@ -237,7 +241,7 @@ def _new_report(recording: Recording, plan: Plan) -> dict[str, Any]:
 
 def _mark(recording: Recording, output: Path) -> Path:
     """The file that is there while a recording is worked on, and stays if that kills the process."""
-    return output / "reports" / f".{shard_name(recording.key)}.json.begun{TEMPORARY}"
+    return output / "reports" / f".{shard_name(recording.key)}{BEGUN}"
 
 
 def stored_unit(extractor: EEGFeatureExtractor) -> str:
@@ -264,10 +268,22 @@ def _write_shards(recording: Recording, output: Path, plan: Plan, report: dict[s
     except _UnusableError as error:
         report["error"] = str(error)
         report |= {"windows": {}, "window_hours": {}, "left_out": [], "steps_impossible": []}
+        report["warnings"] = report["warnings"] or _notes_on_opening(recording.path)
         _discard(writers)
     except BaseException:
         _discard(writers)
         raise
+
+
+def _notes_on_opening(path: Path) -> list[str]:
+    """What is to be said about a file whose preparation failed before it gave its report.
+
+    They are asked for again, for as warnings they could not be told from those of other threads.
+    """
+    try:
+        return open_recording(path)[1]
+    except Exception:  # then this is the error that the report has already
+        return []
 
 
 def _discard(writers: dict[str, ShardWriter]) -> None:
@@ -291,12 +307,14 @@ def _read_rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iter
     extractor, task = plan.feature_extractor, plan.task
     rate = extractor.sampling_rate
     (prepared,) = extractor.prepare(recording.path, unit=plan.unit, unknown_channels=plan.unknown_channels)
-    report["warnings"] = prepared.report.warnings
+    lost = list(_lost_duplicates(prepared))
+    report["warnings"] = prepared.report.warnings + lost
     report["steps_impossible"] = prepared.report.steps_impossible
+    report["dropped"] = [list(one) for one in prepared.report.dropped]
     report["hours"] = prepared.n_samples / rate / 3600
     prepared = select_channels(task, prepared)
     windows, left_out = place_windows(task, recording, prepared, extractor)
-    report["warnings"] = prepared.report.warnings
+    report["warnings"] = prepared.report.warnings + lost
     report["left_out"] = [{"reason": one.reason, "windows": one.windows} for one in left_out]
     length = window_length(task, prepared, extractor)
     for window in windows:
@@ -382,15 +400,15 @@ def _quiet() -> Iterator[None]:
 def _is_done(report_file: Path, wanted: dict[str, Any], output: Path) -> bool:
     """Whether a report is of this very recording, without an error, and its shards are as it says."""
     shard = f"{report_file.stem}.parquet"
+    report = read_report(report_file)
+    if report is None or report["error"] is not None:
+        return False
     try:
-        report = json.loads(report_file.read_text(encoding="utf-8"))
-        if report["error"] is not None:
-            return False
         if any(report[name] != wanted[name] for name in ("recording", "request", "sha256", "files_beside")):
             return False
         shards = report["shards"].items()
         return all(file_sha256(output / "data" / split / shard) == sha256 for split, sha256 in shards)
-    except (OSError, ValueError, KeyError):
+    except (OSError, KeyError, AttributeError):
         return False
 
 
@@ -401,26 +419,19 @@ def _described(recording: Recording) -> dict[str, Any]:
     return described
 
 
-def _source(path: Path, task: Task) -> dict[str, Any]:
-    """Size and sha256 of a recording, and the sha256 of the files beside it that are named after it."""
-    if path.is_dir():  # EGI's .mff is a folder
-        parts = sorted(part for part in path.rglob("*") if part.is_file())
-        lines = [f"{file_sha256(part)} {part.relative_to(path).as_posix()}" for part in parts]
-        size = sum(part.stat().st_size for part in parts)
-        return {"sha256": text_sha256("\n".join(lines)), "bytes": size, "files_beside": {}}
-    # in BIDS the channels and events of sub-1_task-x_eeg.edf are in sub-1_task-x_channels.tsv and so on
-    common = f"{path.stem.rpartition('_')[0]}_" if path.stem.startswith("sub-") else f"{path.stem}."
-    beside = {one.name: one for one in path.parent.glob(f"{escape(common)}*")}
-    if isinstance(task.labels, SidecarLabels):
-        labels = path.with_name(task.labels.file.format(stem=path.stem))
-        beside[labels.name] = labels
-    return {
-        "sha256": file_sha256(path),
-        "bytes": path.stat().st_size,
-        "files_beside": {
-            name: file_sha256(beside[name]) for name in sorted(beside) if name != path.name and beside[name].is_file()
-        },
-    }
+def _lost_duplicates(prepared: PreparedEEG) -> Iterator[str]:
+    """A warning on each channel that is lost because several rows have its name: MNE adds -0, -1, ... to them."""
+    rows: dict[str, list[str]] = {}
+    for name, _ in prepared.report.dropped:
+        if numbered := re.fullmatch(r"(.+)-\d+", name):
+            rows.setdefault(numbered[1], []).append(name)
+    for shared, names in rows.items():
+        channel = resolve_channel(shared)
+        if len(names) > 1 and channel is not None and channel not in prepared.ch_names:
+            yield (
+                f"{len(names)} rows are called {shared!r}, and all were left out, so that channel {channel} is "
+                "missing: keep one of them in the file"
+            )
 
 
 def _without_paths(text: str, recording: Recording) -> str:

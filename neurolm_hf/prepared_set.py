@@ -21,6 +21,10 @@ from .storage import TEMPORARY, write_text
 from .task_sections import PARTS
 
 
+# How the name of the file ends that is there while a recording is worked on.
+BEGUN = f".json.begun{TEMPORARY}"
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a prepared set holds, as `summary.json` says it.
@@ -28,8 +32,10 @@ class Summary:
     Attributes:
         files: one entry a recording, in the order of their keys: `recording`, `subject`, `sha256`, `bytes`, `hours`
             (length of the recording), `windows` (by split), `left_out` (`reason`, `windows`), `warnings`, `error`,
-            `steps_impossible` (of the recipe; left out because the recording does not allow them).
+            `steps_impossible` (of the recipe; left out because the recording does not allow them), `dropped` (name and
+            reason of each channel left out). `sha256` and `bytes` are those of all files that hold the recording.
         windows, hours, subjects: by split; hours are those of the windows, overlaps counted twice.
+        missing: keys of recordings that are not prepared yet, because another shard of the run has them.
         notes: what a user of the set must know, such as a split that is not by subject.
         fingerprint: sha256 over the shards; equal sets have equal ones.
     """
@@ -38,6 +44,7 @@ class Summary:
     windows: dict[str, int]
     hours: dict[str, float]
     subjects: dict[str, int]
+    missing: list[str]
     notes: list[str]
     fingerprint: str
 
@@ -74,10 +81,11 @@ def shard_name(key: str) -> str:
 def open_output(output: Path, settings: dict[str, Any]) -> None:
     """Makes the folder, or sees to it that it is one of the same preparation. Takes its summary away until the end.
 
-    Where nothing has been prepared yet, other settings take the place of those that are there.
+    Where nothing has been prepared yet and nothing is under way, other settings take the place of those that are
+    there. A licence is no such setting: a run without one keeps that of an earlier run, another takes its place.
 
     Raises:
-        ValueError: it was prepared with other settings, or holds something else.
+        ValueError: it was prepared with other settings, holds something else, or its settings cannot be read.
     """
     file = output / "preparation.json"
     names = {one.name for one in output.iterdir() if not one.name.endswith(TEMPORARY)} if output.exists() else set()
@@ -86,29 +94,49 @@ def open_output(output: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(to_json(settings))
     if not file.is_file():  # another part of this preparation may write the same at this moment
         write_text(file, to_json(settings))
-    there = json.loads(file.read_text(encoding="utf-8"))
+    there = read_object(file)
+    if there is None:
+        raise ValueError(f"{file} is empty or damaged. Delete {output}, or give another output folder.")
+    if "licence" in there:
+        settings.setdefault("licence", there["licence"])
     if there != settings:
-        if _holds_results(output):
+        different = _differences(there, settings)
+        if different and _holds_results(output):
             raise ValueError(
-                f"{output} was prepared with other settings ({_differences(there, settings)}). Give another output "
-                "folder, or the settings of the first run, or delete the folder."
+                f"{output} was prepared with other settings ({different}). Give another output folder, or the "
+                "settings of the first run, or delete the folder."
             )
         write_text(file, to_json(settings))
     unlink_all([output / "summary.json", output / "README.md"])  # until the run is complete
 
 
 def _holds_results(output: Path) -> bool:
-    """Whether a folder holds anything worth keeping: a shard, or a report without an error."""
-    if any(output.glob("data/*/*.parquet")):
+    """Whether a folder holds anything worth keeping: a shard, a report without an error, or work under way."""
+    if any(output.glob("data/*/*.parquet")) or any(output.glob(f"reports/.*{BEGUN}")):
         return True
-    reports = (json.loads(file.read_text(encoding="utf-8")) for file in output.glob("reports/[!.]*.json"))
-    return any(report.get("error") is None for report in reports)
+    reports = map(read_report, output.glob("reports/[!.]*.json"))
+    return any(report is not None and report["error"] is None for report in reports)
+
+
+def read_report(file: Path) -> dict[str, Any] | None:
+    """A recording's report; `None` where it is not there or is none."""
+    report = read_object(file)
+    return report if report is not None and "error" in report else None
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; `None` where there is no file or nothing such in it."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:
     """What differs, by its path, such as `recipe.scale: was 100.0, is 10.0`."""
     before, now = dict(_leaves(there)), dict(_leaves(settings))
-    different = [path for path in sorted(before | now) if before.get(path) != now.get(path)]
+    different = [path for path in sorted(before | now) if before.get(path) != now.get(path) and path != "licence"]
     return "; ".join(f"{path}: was {before.get(path, 'absent')}, is {now.get(path, 'absent')}" for path in different)
 
 
@@ -156,11 +184,11 @@ def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[
     """
     reports, missing = [], []
     for key in keys:
-        file = output / "reports" / f"{shard_name(key)}.json"
-        if file.is_file():
-            reports.append(json.loads(file.read_text(encoding="utf-8")))
-        else:
+        report = read_report(output / "reports" / f"{shard_name(key)}.json")
+        if report is None:
             missing.append(key)
+        else:
+            reports.append(report)
     splits = [split for split in PARTS if any(split in report["windows"] for report in reports)]
     subjects = {split: {report["subject"] for report in reports if split in report["windows"]} for split in splits}
     shards = sorted(
@@ -175,12 +203,14 @@ def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[
     summary = Summary(
         files=[
             # of windows that were filtered elsewhere nothing is known
-            {name: report[name] for name in fields} | {"steps_impossible": report.get("steps_impossible", [])}
+            {name: report[name] for name in fields}
+            | {name: report.get(name, []) for name in ("steps_impossible", "dropped")}
             for report in reports
         ],
         windows={split: sum(report["windows"].get(split, 0) for report in reports) for split in splits},
         hours={split: sum(report["window_hours"].get(split, 0.0) for report in reports) for split in splits},
         subjects={split: len(subjects[split]) for split in splits},
+        missing=missing,
         notes=notes,
         fingerprint=text_sha256("\n".join(shards)),
     )

@@ -6,9 +6,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 from .reading_neurolm import RECORDING_SUFFIXES
@@ -21,6 +21,9 @@ _SUFFIXES = (*RECORDING_SUFFIXES, ".eeg")
 # MNE opens night-1.fif with night.fif.
 _FIF_PART = re.compile(r"-\d+(\.fif(?:\.gz)?)$")
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])sub-([^/_.]+)")
+_TUH_SUBJECT = re.compile(r"(?:^|/)([a-z]{8})_s\d+_t\d+[^/]*$")
+# `$b` in it stands for the header's own stem, which needs no look inside.
+_BRAINVISION_DATA = re.compile(r"^DataFile=(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
 # Beside the recordings of a BIDS dataset lie copies of them.
 _BIDS_COPIES = ("derivatives", "sourcedata")
 _TABLE_COLUMNS = ("file", "start", "end", "label")
@@ -52,8 +55,8 @@ class Recording:
         folder, label: the groups `split` and `label` of the task's pattern, as the path has them.
         rows: what a table says of it.
         split: `None` before `assign_splits`, and after it where the split is by trials or rows of a table.
-        guessed_from: the name of what the subject was guessed from; `None` where a table, the task's pattern or BIDS
-            says it.
+        guessed_from: the name of what the subject was guessed from; `None` where a table, the task's pattern, BIDS
+            or the name of a Temple University file says it.
     """
 
     path: Path
@@ -70,7 +73,8 @@ def find_recordings(task: Task, folder: str | Path) -> list[Recording]:
     """The recordings of a task in a folder and the folders below it, in key order.
 
     Recordings that the task's pattern does not match are left out with a warning. Hidden files and folders are passed
-    over, and so are the copies in a BIDS dataset's `derivatives` and `sourcedata`.
+    over, and so are the copies in a BIDS dataset's `derivatives` and `sourcedata`. Links to folders are followed, each
+    folder once.
 
     Raises:
         FileNotFoundError: there is no such folder, no table where the task names one, or no recording of the task.
@@ -82,7 +86,8 @@ def find_recordings(task: Task, folder: str | Path) -> list[Recording]:
     if isinstance(task.labels, TableLabels):
         return _recordings_of_table(task, folder, read_table(folder / task.labels.file))
     keys = sorted(_keys(folder))
-    found = {key: recording for key in keys if (recording := _recording(task.recordings, folder, key))}
+    shared = _shared_folders(keys)
+    found = {key: one for key in keys if (one := _recording(task.recordings, folder, key, shared))}
     others = [key for key in keys if key not in found]
     if not found:
         seen = f"its recordings are {_some(others)}" if others else "it holds no recording"
@@ -98,16 +103,22 @@ def find_recordings(task: Task, folder: str | Path) -> list[Recording]:
     return list(found.values())
 
 
-def subject_of(key: str) -> tuple[str, Guess | None]:
+def subject_of(key: str, shared: int = 0) -> tuple[str, Guess | None]:
     """Whose a recording is where the task has no pattern to say so, and what that was guessed from.
 
-    In this order: the `sub-` entity of a BIDS name, which is no guess; the first folder below the input folder; the
-    file's name without suffix.
+    In this order: the `sub-` entity of a BIDS name and the id in the name of a Temple University file, such as
+    `aaaaaaaq_s001_t000.edf`, which are no guesses; the first folder after those that all recordings share, which say
+    nothing of a subject; the file's name without suffix.
+
+    Args:
+        key: path from the input folder on.
+        shared: how many folders all recordings share, from the input folder on.
     """
-    if bids := _BIDS_SUBJECT.search(key):
-        return bids[1], None
+    if named := _BIDS_SUBJECT.search(key) or _TUH_SUBJECT.search(key):
+        return named[1], None
     path = PurePosixPath(key)
-    return (path.parts[0], "folder") if len(path.parts) > 1 else (path.name.split(".")[0], "file")
+    folders = path.parent.parts[shared:]
+    return (folders[0], "folder") if folders else (path.name.split(".")[0], "file")
 
 
 def read_table(path: Path) -> list[TableRow]:
@@ -115,8 +126,8 @@ def read_table(path: Path) -> list[TableRow]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no UTF-8, no commas, missing columns, an empty table, or a row that is wrong; the message names the
-            line.
+        ValueError: no UTF-8, no commas, missing or repeated columns, an empty table, or a row that is wrong; the
+            message names the line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: the table of labels that the task file names.")
@@ -132,6 +143,8 @@ def read_table(path: Path) -> list[TableRow]:
             f"{path}, line 1: no column {', '.join(missing)}. Its header must be file,start,end,label and, if "
             "wanted, subject and split" + (f", with commas between them, not{strange}." if strange else ".")
         )
+    if repeated := [name for name in (*_TABLE_COLUMNS, "subject", "split") if header.count(name) > 1]:
+        raise ValueError(f"{path}, line 1: column {', '.join(repeated)} stands there more than once. Leave one.")
     rows = [_table_row(row, f"{path}, line {reader.line_num}") for row in reader]
     if not rows:
         raise ValueError(f"{path} has no rows.")
@@ -191,12 +204,13 @@ def _recordings_of_table(task: Task, folder: Path, rows: list[TableRow]) -> list
             f"{by_key[missing[0]][0].where}: {folder / missing[0]} is not there{others}. Correct the table, or add "
             "the files."
         )
+    shared = _shared_folders(by_key)
     recordings = []
     for key, own in sorted(by_key.items()):
         named = {row.subject for row in own if row.subject}
         if len(named) > 1:
             raise ValueError(f"{own[-1].where}: {key} has several subjects: {', '.join(sorted(named))}.")
-        recording = _recording(task.recordings, folder, key)
+        recording = _recording(task.recordings, folder, key, shared)
         if recording is None and not named:
             raise ValueError(
                 f"{own[0].where}: the subject of {key} is unknown. Add a column subject, or lay the recordings out as "
@@ -208,10 +222,16 @@ def _recordings_of_table(task: Task, folder: Path, rows: list[TableRow]) -> list
     return recordings
 
 
-def _recording(files: RecordingFiles, folder: Path, key: str) -> Recording | None:
+def _shared_folders(keys: Iterable[str]) -> int:
+    """How many folders all of these recordings lie in, from the input folder on."""
+    parents = [os.path.dirname(key) for key in keys]
+    return len(PurePath(os.path.commonpath(parents)).parts) if parents else 0
+
+
+def _recording(files: RecordingFiles, folder: Path, key: str, shared: int) -> Recording | None:
     """The recording of that key, or `None` if it is none of the task's."""
     if files.pattern is None:
-        subject, guessed_from = subject_of(key)
+        subject, guessed_from = subject_of(key, shared)
         return Recording(folder / key, key, subject, guessed_from=guessed_from)
     match = re.fullmatch(files.pattern, key)
     if match is None:
@@ -222,16 +242,38 @@ def _recording(files: RecordingFiles, folder: Path, key: str) -> Recording | Non
 
 def _keys(folder: Path) -> Iterator[str]:
     """The paths of everything below a folder that is a recording by its suffix."""
+    root = os.path.realpath(folder)
+    seen = {root}
     is_bids = (folder / "dataset_description.json").is_file()
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, followlinks=True):
         below = Path(place).relative_to(folder)
         hidden = _BIDS_COPIES if is_bids and below == Path() else ()
         folders[:] = [name for name in folders if not name.startswith(".") and name not in hidden]
         neighbours = {name.lower() for name in files}
         recordings = [name for name in (*folders, *files) if _is_recording(name.lower(), neighbours)]
+        if any(name.lower().endswith(".eeg") for name in recordings):
+            parts = _named_by_headers(Path(place), files)
+            recordings = [name for name in recordings if name.lower() not in parts]
         yield from ((below / name).as_posix() for name in recordings)
         # A recording that is a folder holds no others.
-        folders[:] = [name for name in folders if name not in recordings]
+        inner = sorted(name for name in folders if name not in recordings)
+        folders[:] = [name for name in inner if _is_new(os.path.join(place, name), root, seen)]
+
+
+def _is_new(folder: str, root: str, seen: set[str]) -> bool:
+    """Whether a folder was not walked before, and is no link to one that is walked anyway; then it counts as seen."""
+    real = os.path.realpath(folder)
+    if real in seen or (os.path.islink(folder) and Path(real).is_relative_to(root)):
+        return False
+    seen.add(real)
+    return True
+
+
+def _named_by_headers(folder: Path, files: list[str]) -> set[str]:
+    """The data files, in lower case, that the BrainVision headers of a folder name."""
+    headers = [folder / name for name in files if name.lower().endswith((".vhdr", ".ahdr"))]
+    texts = [header.read_text(encoding="latin-1") for header in headers if header.is_file()]
+    return {name.lower() for text in texts for name in _BRAINVISION_DATA.findall(text)}
 
 
 def _is_recording(name: str, neighbours: set[str]) -> bool:

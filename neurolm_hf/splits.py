@@ -1,13 +1,14 @@
 """Who is trained on, who is validated on, who is tested on."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
 
-from .recordings import Recording
+from .recordings import Recording, TableRow
 from .task_sections import (
     PARTS,
     CountSplit,
@@ -53,7 +54,8 @@ def assign_splits(
 
     Raises:
         ValueError: the rule does not apply to these recordings, or `shares` to this rule; some rows of a table have a
-            split and others none; or subjects that are to be split could only be guessed from file names.
+            split and others none, or rows put the same seconds in two parts; or subjects that are to be split could
+            only be guessed from file names.
     """
     recordings = sorted(recordings, key=lambda recording: recording.key)
     split = _rule(task, recordings, rule, shares)
@@ -224,7 +226,27 @@ def _parts_of_trials(task: Task, recording: Recording) -> set[Part]:
             f"{unsplit.where}: no split, though {other}. Fill in the column split in every row, or split by subject: "
             "--split subject (rule='subject')."
         )
+    _check_overlaps(recording)
     return {row.split for row in recording.rows if row.split}
+
+
+def _check_overlaps(recording: Recording) -> None:
+    """A ValueError where rows of a table put the same seconds in two parts."""
+    last: dict[Part, TableRow] = {}  # of each part, the row that goes on longest
+    for row in sorted(recording.rows, key=lambda row: row.start or 0.0):
+        for part, other in last.items():
+            if part != row.split and _end(other) > (row.start or 0.0):
+                raise ValueError(
+                    f"{row.where}: these seconds of {recording.key} are {row.split}, but those of {other.where} are "
+                    f"{part}, and the two overlap. Put them in one part, or split by subject: --split subject "
+                    "(rule='subject')."
+                )
+        if row.split and (row.split not in last or _end(row) > _end(last[row.split])):
+            last[row.split] = row
+
+
+def _end(row: TableRow) -> float:
+    return math.inf if row.end is None else row.end
 
 
 def _notes(

@@ -23,9 +23,11 @@ samples). Parquet files are compressed by zstd with the two bytes of each number
 - Plain Python lists of numbers are slow in every layout but binary: `load_prepared` sets the `numpy` format.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +256,7 @@ def load_prepared(
 
     Raises:
         FileNotFoundError: no such folder, or nothing prepared in it.
-        ValueError: a preparation that was not finished, or a split without rows.
+        ValueError: a preparation that was not finished, recordings that are not prepared yet, or a split without rows.
         ImportError: datasets is missing.
     """
     folder = Path(folder)
@@ -263,7 +265,8 @@ def load_prepared(
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(NEEDED, name="datasets") from error
-    dataset = load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=streaming)
+    paths = [escape(str(file)) for file in files]  # load_dataset takes them for patterns
+    dataset = load_dataset("parquet", data_files=paths, split="train", streaming=streaming)
     return dataset.with_format("numpy")
 
 
@@ -275,6 +278,7 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
         )
     if not (folder / "summary.json").is_file():
         raise ValueError(f"{folder}: its preparation was not finished. Start the same command again: it resumes.")
+    _check_complete(folder / "summary.json")
     if split is not None and split not in PARTS:
         raise ValueError(f"split is {', '.join(PARTS)} or None, not {split!r}.")
     files = {name: sorted((folder / "data" / name).glob("*.parquet")) for name in PARTS}
@@ -283,3 +287,15 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
         there = ", ".join(name for name in PARTS if files[name]) or "none"
         raise ValueError(f"{folder} has no rows in split {split!r}; splits with rows: {there}. See its summary.json.")
     return chosen
+
+
+def _check_complete(file: Path) -> None:
+    """A ValueError where a summary says that recordings are missing."""
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        missing = len(summary.get("missing", []))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is empty or damaged. Start the same command again: it makes it anew.") from error
+    if missing:
+        count = missing + len(summary["files"])
+        raise ValueError(f"{file.parent}: {missing} of {count} recordings are not prepared yet: run the other shards.")

@@ -7,13 +7,13 @@ have several forms, told apart by their first field: `{"source": "path", ...}`, 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
-# In the map of labels, stands for every label that is not named there.
-ANY_OTHER = "*"
+# At the end of a name in the map of labels, stands for any text.
+ANY_TEXT = "*"
 
 LabelMap = Mapping[str, str | None]
 
@@ -90,9 +90,10 @@ class PathLabels:
 
     Attributes:
         source: `path`.
-        map: from each label, as it is written, to its answer, or to null for what is left out and counted. `"*"`
-            stands for every label that is not named; without it a label that is not named is an error. `None`: the
-            labels are the answers. The other sources have the same map.
+        map: from each label, as it is written, to its answer, or to null for what is left out and counted. A name
+            that ends in `*` stands for every label that is not named and begins so, `"*"` for all of these; a label
+            that nothing stands for is an error. `None`: the labels are the answers. The other sources have the same
+            map.
     """
 
     source: Literal["path"]
@@ -124,8 +125,8 @@ class SidecarLabels:
     map: LabelMap | None = None
 
     def __post_init__(self) -> None:
-        if "{stem}" not in self.file:
-            raise ValueError(f"file must have {{stem}} for the recording's name; got {self.file!r}.")
+        if "{stem}" not in self.file or set("{}") & set(self.file.replace("{stem}", "")):
+            raise ValueError(f"file must have {{stem}} for the recording's name and no other {{}}; got {self.file!r}.")
         if (self.end is None) == (self.duration is None):
             raise ValueError("either end or duration must be given.")
         columns = (self.start, self.label, self.end, self.duration)
@@ -193,8 +194,9 @@ class TableLabels:
 
     A row is one event. Its `file` lies under the input folder and is written from there on; only the recordings named
     in the table are used. `start` and `end` are seconds, both empty for the whole recording. `subject` says whose the
-    recording is, in place of the pattern. `split` is train, validation or test; it stands in every row or in none, and
-    is the split whatever the task's rule, unless the user asks for one by subject.
+    recording is, in place of the pattern. `split` is train, validation or test; it stands in every row or in none, no
+    two parts share seconds of a recording, and it is the split whatever the task's rule, unless the user asks for one
+    by subject.
 
     Attributes:
         source: `table`.
@@ -275,12 +277,16 @@ class FolderSplit:
     folders: Mapping[str, Part]
     validation_share: float = 0.0
     per_label: bool = False
-    by_subject: ClassVar[bool] = True
     kind: ClassVar[str] = "folders"
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share must be 0 or more and below 1; got {self.validation_share!r}.")
+
+    @property
+    def by_subject(self) -> bool:
+        """Whether the subjects held out for one label are so for every label."""
+        return not (self.per_label and self.validation_share)
 
 
 @dataclass(frozen=True)
@@ -362,8 +368,12 @@ class SubjectSplit:
 
 
 Split = FolderSplit | CountSplit | ShareSplit | TrialSplit | SubjectSplit
-# Rules that may put a subject in several parts, for those who read the rule's name only, in `preparation.json`.
-RULES_NOT_BY_SUBJECT = frozenset({"shares", "trials"})
+
+
+def may_share_subjects(split: Mapping[str, Any]) -> bool:
+    """Whether a split may put a subject in several parts, by its section of a task file, as in `preparation.json`."""
+    drawn_per_label = bool(split.get("per_label") and split.get("validation_share"))
+    return split["rule"] in ("shares", "trials") or drawn_per_label
 
 
 def check_shares(shares: Mapping[str, float], name: str = "shares") -> None:

@@ -136,17 +136,24 @@ def _starts(task: Task, span: Span, n_samples: int, length: int, rate: int) -> l
         first = max(0, n_samples - kept)
         end = n_samples - round(declared.leave_out_last_seconds * rate)
     else:
-        first = round(span.start * rate) - round(declared.before_seconds * rate)
-        end = round(span.end * rate) + round(declared.after_seconds * rate)
+        first, end = _samples(span, rate)
+        first -= round(declared.before_seconds * rate)
+        end += round(declared.after_seconds * rate)
     stride = length if declared.stride_seconds is None else max(1, round(declared.stride_seconds * rate))
     return [first + start for start in window_starts(end - first, length, stride)]
+
+
+def _samples(span: Span, rate: int) -> tuple[int, int]:
+    """First sample of a span and the one after its last. Ends rounded apart could take a sample from its length."""
+    first = round(span.start * rate)
+    return first, first + round((span.end - span.start) * rate)
 
 
 def _outside(declared: Windows, span: Span, start: int, length: int, n_samples: int, rate: int) -> str:
     """Why a window cannot be cut from the recording; empty where it can."""
     first, end = start, start + length
     if declared.wrap:  # only the event itself must lie inside
-        first, end = round(span.start * rate), round(span.end * rate)
+        first, end = _samples(span, rate)
     if end > n_samples:
         return "past the end of the recording"
     return "before the start of the recording" if first < 0 else ""

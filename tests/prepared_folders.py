@@ -62,6 +62,7 @@ def write_prepared(folder, recordings, task="Workload", name=None, **changes):
         "windows": {split: windows[split] for split in splits},
         "hours": {split: windows[split] * 4 / 3600 for split in splits},
         "subjects": {split: len(subjects[split]) for split in splits},
+        "missing": [],
         "notes": [],
         "fingerprint": "f" * 64,
     }

@@ -100,7 +100,7 @@ def seed(folder):
 
 HMC_SCORING = """Date, Time, Recording onset, Duration, Annotation, Linked channel
 2001-01-01, 23:00:00, 0, 30, Sleep stage W, -
-2001-01-01, 23:00:12, 12, 0, Lights off, EEG F4-M1
+2001-01-01, 23:00:12, 12, 0, Lights off@@EEG F4-A1, EEG F4-M1
 2001-01-01, 23:00:30, 30, 30, Sleep stage N2, -
 2001-01-01, 23:01:00, 60, 30, Sleep stage R, -
 """

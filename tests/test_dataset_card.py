@@ -10,6 +10,7 @@ import yaml
 from datasets import load_dataset
 from prepared_folders import write_prepared
 
+from neurolm_hf.channels_neurolm import non_eeg_reason
 from neurolm_hf.dataset_card import SOURCES, push_prepared, write_card
 from neurolm_hf.tasks import TASK_FILES, load_task
 
@@ -87,6 +88,30 @@ def test_steps_that_recordings_did_not_allow_are_counted(prepared):
     assert "But notch 50 Hz was left out of 1 of 4 recordings" in text
 
 
+def test_channels_that_may_be_eeg_are_missed(prepared):
+    path = prepared / "summary.json"
+    content = json.loads(path.read_text())
+    of_no_eeg = [
+        ["EOG1", "MNE channel type 'eog'"],
+        ["ECG", non_eeg_reason("ECG")],
+        ["A1-A2", non_eeg_reason("A1-A2")],
+    ]
+    content["files"][0]["dropped"] = of_no_eeg
+    path.write_text(json.dumps(content))
+    assert "Channels were left out" not in write_card(prepared).read_text()
+    content["files"][0]["dropped"] = [["X1", "unknown name"], ["X2", "unknown name"], *of_no_eeg]
+    content["files"][1]["dropped"] = [["X1", "unknown name"], ["FP1", "marked bad in info['bads']"]]
+    path.write_text(json.dumps(content))
+    line = "by reason (recordings, of 4): marked bad in info['bads'] (1), unknown name (2); see `summary.json`."
+    assert line in write_card(prepared).read_text()
+
+
+def test_a_split_by_a_table_is_called_so(prepared):
+    path = prepared / "preparation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"split_rule": "table"}))
+    assert "Split: by the table's column `split`." in write_card(prepared).read_text()
+
+
 def test_failed_recordings_are_named(prepared):
     path = prepared / "summary.json"
     content = json.loads(path.read_text())
@@ -129,7 +154,9 @@ def test_same_folder_same_bytes(prepared):
 @pytest.mark.parametrize(("licence", "in_header"), [("odc-by", "odc-by"), ("Ask: the author", "other")])
 def test_licence(prepared, licence, in_header):
     assert "license" not in header_of(write_card(prepared))
-    card = write_card(prepared, licence)
+    path = prepared / "preparation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"licence": licence}))
+    card = write_card(prepared)
     assert header_of(card)["license"] == in_header
     assert f"Licence of the recordings: {licence}." in card.read_text()
 

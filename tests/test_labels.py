@@ -60,7 +60,7 @@ class TestSidecars:
         (one,) = find_recordings(load_task("HMC"), task_layouts.hmc(tmp_path))
         assert spans("HMC", one) == [
             Span(0, 30, "Sleep stage W", "(A)"),
-            Span(12, 12, "Lights off", None),
+            Span(12, 12, "Lights off@@EEG F4-A1", None),
             Span(30, 60, "Sleep stage N2", "(C)"),
             Span(60, 90, "Sleep stage R", "(E)"),
         ]
@@ -100,6 +100,24 @@ class TestSidecars:
                 "Date, Onset\n1, 2\n",
                 r"line 1: no column 'Recording onset'; .* Date, Onset",
             ),
+            (
+                "HMC",
+                "a_sleepscoring.txt",
+                "Recording onset,Duration,Annotation\n0,30,Sleep stage n2\n",
+                r"line 2: 'Sleep stage n2' is no label of task HMC, which knows .*, Lights\*\.",
+            ),
+            (
+                "HMC",
+                "a_sleepscoring.txt",
+                "Recording onset,Duration,Annotation,Duration\n0,30,Sleep stage W,30\n",
+                r"a_sleepscoring\.txt, line 1: column 'Duration' stands there more than once",
+            ),
+            (
+                "TUSL",
+                "a.tse_agg",
+                "version = tse_v1.0.0\n1 2 seiz\n3 4 bckg\n",
+                r"a\.tse_agg, line 2: an event, '1 2 seiz', where the task's header_lines = 2 has a header",
+            ),
             ("HMC", "a_sleepscoring.txt", "", r"a_sleepscoring\.txt holds no event: is it cut short"),
         ],
     )
@@ -137,6 +155,14 @@ class TestAnnotations:
         task = user_task(tmp_path, labels={"source": "annotations", "map": {"T2": "Yes", "*": None}})
         found = spans(task, recording(tmp_path / "a.edf"), self.notes)
         assert [(one.label, one.answer) for one in found] == [("T0", None), ("T2", "Yes"), ("T1", None)]
+
+    def test_beginnings(self, tmp_path):
+        names = {"T2": "Yes", "T*": "No", "T1*": None}
+        task = user_task(tmp_path, labels={"source": "annotations", "map": names})
+        notes = [(0, 1, "T2"), (1, 1, "T2b"), (2, 1, "T1b"), (3, 1, "T")]
+        assert [one.answer for one in spans(task, recording(tmp_path / "a.edf"), notes)] == ["Yes", "No", None, "No"]
+        with pytest.raises(ValueError, match=r"annotation at 4 s: 't2' is no label .* which knows T2, T\*, T1\*"):
+            spans(task, recording(tmp_path / "a.edf"), [*notes, (4, 1, "t2")])
 
     def test_unknown_and_absent(self, tmp_path):
         one = recording(tmp_path / "S001R04.edf", label="04")

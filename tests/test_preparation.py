@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pybv
 import pytest
 import task_layouts
 from datasets.distributed import split_dataset_by_node
 from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import ThreadingBackend
-from recording_files import RECORDINGS, needs_recordings, write_edf
+from recording_files import RECORDINGS, make_eeg, needs_recordings, write_edf
 
 from neurolm_hf import preparation, storage
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.prepared_set import Summary, shard_name
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor
 from neurolm_hf.storage import load_prepared, row_signal
+from neurolm_hf.task_sections import TableLabels
 from neurolm_hf.tasks import Task, load_task
 
 
@@ -133,6 +135,9 @@ def test_parts_run_apart_equal_the_whole(recordings: Path, clean: Path, tmp_path
     assert len(first.files) == SUBJECTS
     assert "4 of 8 recordings are not prepared yet, Subject00_1.edf among them" in first.notes
     assert not (tmp_path / "set" / "README.md").exists()
+    assert first.missing == [f"Subject0{number}_1.edf" for number in range(SUBJECTS)]
+    with pytest.raises(ValueError, match="4 of 8 recordings are not prepared yet"):
+        load_prepared(tmp_path / "set")
     assert prepare(recordings, tmp_path / "set", shard=(0, 2)).notes == []
     assert contents(tmp_path / "set") == contents(clean)
     with pytest.raises(ValueError, match="got 2/2"):
@@ -255,7 +260,7 @@ def test_a_part_without_windows_is_noted(recordings: Path, tmp_path: Path) -> No
     folder = task_layouts.tuab(tmp_path / "tuab")
     shutil.rmtree(folder / "edf" / "eval")
     summary = prepare(folder, tmp_path / "tuab_set", task=load_task("TUAB"), split_rule=None)
-    assert summary.notes == ["the test part has no windows: no recording belongs to it"]
+    assert summary.notes[-1] == "the test part has no windows: no recording belongs to it"
 
 
 def test_a_folder_with_other_files_is_refused(recordings: Path, tmp_path: Path) -> None:
@@ -367,6 +372,129 @@ def test_files_that_belong_to_a_recording_count(tmp_path: Path) -> None:
     sidecar.write_text("name")
     beside = preparation._source(write_edf(tmp_path / "sub-1_task-x_eeg.edf"), CORPUS)["files_beside"]
     assert list(beside) == ["sub-1_task-x_channels.tsv"]
+
+
+BRAINVISION = "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nDataFile={}\nMarkerFile = m.vmrk\n"
+
+
+@pytest.mark.parametrize(
+    ("opened", "text", "other"),
+    [
+        ("a.vhdr", BRAINVISION.format("data of a.eeg"), "data of a.eeg"),
+        ("a.vhdr", BRAINVISION.format("Möller.eeg"), "Möller.eeg"),
+        ("a.VHDR", BRAINVISION.format("a.eeg"), "m.vmrk"),
+        ("a.lay", "[FileInfo]\nFile=a.dat\n", "a.dat"),
+        ("a.set", "", "a.fdt"),
+        ("night_raw.fif", "", "night_raw-1.fif"),
+        ("night_raw.fif.gz", "", "night_raw-12.fif.gz"),
+    ],
+)
+def test_all_files_that_hold_a_recording_count(tmp_path: Path, opened: str, text: str, other: str) -> None:
+    """The header says nothing of the samples."""
+    digests = set()
+    for content in ("1", "22"):
+        folder = tmp_path / content
+        folder.mkdir()
+        (folder / opened).write_bytes(text.encode("latin-1" if "Möller" in text else "utf-8"))
+        (folder / other).write_text(content)
+        source = preparation._source(folder / opened, CORPUS)
+        assert source["bytes"] == (folder / opened).stat().st_size + len(content)
+        assert source["files_beside"] == {}
+        digests.add(source["sha256"])
+    assert len(digests) == 2
+
+
+def test_a_data_file_that_changes_is_noticed(tmp_path: Path) -> None:
+    """Of six recordings with one header."""
+    eeg = make_eeg(2, seconds=20)
+    for number in range(6):
+        folder = tmp_path / "in" / f"s{number}"
+        folder.mkdir(parents=True)
+        pybv.write_brainvision(
+            data=eeg * (1 + number / 10), sfreq=200, ch_names=["Fp1", "Fp2"], fname_base="a", folder_out=folder
+        )
+    options = {"task": CORPUS, "split_rule": None}
+    files = prepare(tmp_path / "in", tmp_path / "set", **options).files
+    assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.rglob("*.vhdr")}) == 1
+    assert len({entry["sha256"] for entry in files}) == 6
+    data = tmp_path / "in" / "s0" / "a.eeg"
+    data.write_bytes(data.read_bytes()[::-1])
+    again = prepare(tmp_path / "in", tmp_path / "set", **options).files
+    assert [old["sha256"] == new["sha256"] for old, new in zip(files, again, strict=True)] == [False] + 5 * [True]
+
+
+def test_inherited_side_cars_of_bids_count(tmp_path: Path) -> None:
+    file = tmp_path / "bids" / "sub-1" / "eeg" / "sub-1_task-x_eeg.edf"
+    file.parent.mkdir(parents=True)
+    write_edf(file)
+    names = ("channels.tsv", "task-x_eeg.json", "sub-1/sub-1_task-x_events.tsv", "sub-1/eeg/sub-1_channels.tsv")
+    others = ("task-y_eeg.json", "participants.tsv", "sub-1/sub-1_scans.tsv", "../events.tsv")
+    for name in (*names, *others):
+        (tmp_path / "bids" / name).write_text("1")
+    assert preparation._source(file, CORPUS)["files_beside"] == {}
+    (tmp_path / "bids" / "dataset_description.json").write_text("{}")
+    beside = preparation._source(file, CORPUS)["files_beside"]
+    assert set(beside) == {
+        *("../../channels.tsv", "../../task-x_eeg.json", "../sub-1_task-x_events.tsv", "sub-1_channels.tsv")
+    }
+
+
+def test_dropped_channels_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    names = ("EEG Fp1-REF", "EEG Fp1-REF", "EEG C3-REF", "EEG X9-REF", "ECG")
+    write_edf(tmp_path / "in" / "a.edf", names, 20, 200)
+    (entry,) = prepare(tmp_path / "in", tmp_path / "set", task=CORPUS, split_rule=None).files
+    assert entry["dropped"] == [
+        ["EEG Fp1-REF-0", "unknown name"],
+        ["EEG Fp1-REF-1", "unknown name"],
+        ["EEG X9-REF", "unknown name"],
+        ["ECG", "not EEG by its name"],
+    ]
+    lost = "2 rows are called 'EEG Fp1-REF', and all were left out, so that channel FP1 is missing"
+    assert sum(lost in warning for warning in entry["warnings"]) == 1
+    assert "unknown name (1)" in (tmp_path / "set" / "README.md").read_text()
+
+
+def test_warnings_of_a_recording_that_failed_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    file = write_edf(tmp_path / "in" / "a.edf", ("EEG X1", "EEG X2"), 20, 200)
+    data = bytearray(file.read_bytes())
+    data[236:244] = b"-1      "
+    file.write_bytes(data)
+    (entry,) = prepare(tmp_path / "in", tmp_path / "set", task=CORPUS, split_rule=None).failed
+    (warning,) = [one for one in entry["warnings"] if "never closed" in one]
+    assert warning.startswith("a.edf was never closed by its recorder")
+
+
+def test_a_split_by_a_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    lines = ["file,start,end,label,subject,split"]
+    for number, part in enumerate(("train", "test")):
+        write_edf(tmp_path / "in" / f"{number}.edf", [f"EEG {one}" for one in WORKLOAD.channels], 8, 200)
+        lines.append(f"{number}.edf,,,No,s{number},{part}")
+    (tmp_path / "in" / "labels.csv").write_text("\n".join(lines))
+    windows = dataclasses.replace(WORKLOAD.windows, last_seconds=None)
+    task = dataclasses.replace(WORKLOAD, labels=TableLabels("table", "labels.csv"), windows=windows)
+    summary = prepare(tmp_path / "in", tmp_path / "set", task=task, split_rule=None)
+    assert summary.windows.keys() == {"train", "test"}
+    assert json.loads((tmp_path / "set" / "preparation.json").read_text())["split_rule"] == "table"
+    assert not [note for note in summary.notes if "has no windows" in note]
+
+
+def test_a_report_of_a_wrong_kind_is_made_again(recordings: Path, clean: Path, tmp_path: Path) -> None:
+    shutil.copytree(clean, tmp_path / "set")
+    for report, text in zip(sorted((tmp_path / "set" / "reports").iterdir()), ("[]", "null", "", "{}"), strict=False):
+        report.write_text(text)
+    prepare(recordings, tmp_path / "set")
+    assert contents(tmp_path / "set") == contents(clean)
+
+
+def test_the_licence_survives_a_resume(recordings: Path, tmp_path: Path) -> None:
+    prepare(recordings, tmp_path / "set", licence="odc-by")
+    before = contents(tmp_path / "set")
+    prepare(recordings, tmp_path / "set")
+    assert contents(tmp_path / "set") == before
+    assert "license: odc-by" in (tmp_path / "set" / "README.md").read_text()
 
 
 def test_two_ranks_stream_their_own_rows(clean: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from neurolm_hf.prepared_set import (
+    BEGUN,
     file_sha256,
     open_output,
+    read_report,
     remove_leftovers,
     shard_name,
     summarize,
@@ -79,6 +81,43 @@ def test_an_output_with_nothing_worth_keeping_takes_other_settings(tmp_path: Pat
     open_output(tmp_path, {"unit": "V"})
 
 
+def test_an_output_that_is_worked_on_keeps_its_settings(tmp_path: Path) -> None:
+    """The first run of them has written nothing yet."""
+    open_output(tmp_path, {"unit": None})
+    mark = put(tmp_path / "reports" / f".a{BEGUN}")
+    with pytest.raises(ValueError, match='unit: was null, is "V"'):
+        open_output(tmp_path, {"unit": "V"})
+    mark.unlink()
+    open_output(tmp_path, {"unit": "V"})
+
+
+def test_a_licence_stays_until_there_is_another(tmp_path: Path) -> None:
+    put_report(tmp_path / "set", "a.edf", "ann")
+    put(tmp_path / "set" / "preparation.json", to_json({"unit": "uV"}))
+    for given, kept in (({"licence": "odc-by"}, "odc-by"), ({}, "odc-by"), ({"licence": "cc0-1.0"}, "cc0-1.0")):
+        open_output(tmp_path / "set", {"unit": "uV"} | given)
+        assert (tmp_path / "set" / "preparation.json").read_text() == to_json({"unit": "uV", "licence": kept})
+    with pytest.raises(ValueError, match=r'other settings \(unit: was "uV", is "V"\)'):
+        open_output(tmp_path / "set", {"unit": "V"})
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[]"])
+def test_settings_that_cannot_be_read(tmp_path: Path, broken: str) -> None:
+    put(tmp_path / "preparation.json", broken)
+    with pytest.raises(ValueError, match=r"preparation\.json is empty or damaged\. Delete .* or give another output"):
+        open_output(tmp_path, {})
+
+
+@pytest.mark.parametrize("broken", ["", "[]", "null", '"error"', "{}"])
+def test_what_is_no_report_counts_as_none(tmp_path: Path, broken: str) -> None:
+    file = put(tmp_path / "reports" / f"{shard_name('a.edf')}.json", broken)
+    assert read_report(file) is None
+    assert summarize(tmp_path, ["a.edf"], [])[1] == ["a.edf"]
+    open_output(tmp_path / "set", {"unit": None})
+    put(tmp_path / "set" / "reports" / "a.json", broken)
+    open_output(tmp_path / "set", {"unit": "V"})
+
+
 def test_an_output_with_other_files_is_refused(tmp_path: Path) -> None:
     put(tmp_path / ".preparation.json.x.part")  # left by a run that was killed at once
     open_output(tmp_path, {})
@@ -112,7 +151,7 @@ def test_a_summary_adds_up(tmp_path: Path) -> None:
     put_report(tmp_path, "b.edf", "ann", **second, left_out=[{"reason": "too short", "windows": 4}])
     put_report(tmp_path, "c.edf", "ben", error="damaged")
     summary, missing = summarize(tmp_path, ["a.edf", "b.edf", "c.edf", "d.edf"], ["by trials"])
-    assert missing == ["d.edf"]
+    assert missing == summary.missing == ["d.edf"]
     assert summary.windows == {"train": 5, "test": 1}
     assert summary.hours == pytest.approx({"train": 0.5, "test": 0.1})
     assert summary.subjects == {"train": 1, "test": 1}
@@ -120,7 +159,7 @@ def test_a_summary_adds_up(tmp_path: Path) -> None:
     assert [entry["recording"] for entry in summary.failed] == ["c.edf"]
     assert set(asdict(summary)["files"][0]) == {
         *("recording", "subject", "sha256", "bytes", "hours", "windows", "left_out", "warnings", "error"),
-        "steps_impossible",
+        *("steps_impossible", "dropped"),
     }
     lines = "\n".join(
         sorted(

@@ -72,6 +72,22 @@ class TestLayouts:
             files = found("EEGMMIDB", tmp_path)
         assert files == [("S001/S001R04.edf", "S001", None, "04"), ("S001/S001R06.edf", "S001", None, "06")]
 
+    @pytest.mark.parametrize(
+        ("task", "key"),
+        [
+            ("TUAB", "edf/train/normal/01_tcp_ar/aaaaaaaa_s001_t000.EDF"),
+            ("TUEV", "edf/train/aaaaaaaa/aaaaaaaa_00000001.EDF"),
+            ("TUSL", "aaaaaaju_s000_t000.EDF"),
+            ("TUEG", "aaaaaaju_s000_t000.EDF"),
+            ("HMC", "SN001.EDF"),
+            ("EEGMMIDB", "S001/S001R04.EDF"),
+            ("SEED", "1_1.CNT"),
+            ("Workload", "Subject00_1.EDF"),
+        ],
+    )
+    def test_suffixes_in_capitals(self, tmp_path, task, key):
+        assert [name for name, *_ in found(task, touch(tmp_path, key))] == [key]
+
     @needs_recordings
     def test_real_folders(self, tmp_path):
         assert len(found("Workload", RECORDINGS / "eegmat")) == 32
@@ -122,21 +138,52 @@ class TestCorpus:
         (tmp_path / "dataset_description.json").unlink()
         assert len(found("Corpus", tmp_path)) == 3
 
+    def test_data_files_that_a_header_of_another_name_names(self, tmp_path):
+        touch(tmp_path, "a/raw0001.EEG", "a/nihon.eeg", "b/raw0001.eeg")
+        header = "Brain Vision Data Exchange Header File Version 1.0\r\n; Müller\r\nDataFile=raw0001.EEG\r\n"
+        (tmp_path / "a" / "rec.vhdr").write_bytes(header.encode("latin-1"))
+        assert [key for key, *_ in found("Corpus", tmp_path)] == ["a/nihon.eeg", "a/rec.vhdr", "b/raw0001.eeg"]
+
+    def test_linked_folders_are_walked_once_and_never_in_circles(self, tmp_path):
+        touch(tmp_path, "in/b/1.edf", "away/x/2.edf", "away/y/3.edf")
+        for link, target in (
+            ("in/x", "away/x"),
+            ("in/x again", "away/x"),
+            ("in/again", "in/b"),
+            ("in/b/circle", "in"),
+            ("away/x/y", "away/y"),
+            ("away/y/x", "away/x"),
+        ):
+            (tmp_path / link).symlink_to(tmp_path / target, target_is_directory=True)
+        assert [key for key, *_ in found("Corpus", tmp_path / "in")] == ["b/1.edf", "x/2.edf", "x/y/3.edf"]
+
     @pytest.mark.parametrize(
         ("key", "subject", "guessed_from"),
         [
             ("sub-01/ses-a/eeg/sub-01_ses-a_eeg.edf", "01", None),
             ("study/sub-7_eeg.vhdr", "7", None),
-            ("anna/monday/rest.edf", "anna", "folder"),
+            ("anna/monday/rest.edf", "rest", "file"),
+            ("edf/000/aaaaaaaq/s001_2015/01_tcp_ar/aaaaaaaq_s001_t000.edf", "aaaaaaaq", None),
+            ("edf/xaaaaaaaq_s001_t000.edf", "xaaaaaaaq_s001_t000", "file"),
             ("anna.fif.gz", "anna", "file"),
             ("pre_sub-x.edf", "x", None),
-            ("notsub-1/a.edf", "notsub-1", "folder"),
+            ("notsub-1/a.edf", "a", "file"),
         ],
     )
     def test_whose_a_recording_is(self, tmp_path, key, subject, guessed_from):
-        assert subject_of(key) == (subject, guessed_from)
         (one,) = find_recordings(load_task("Corpus"), touch(tmp_path, key))
         assert (one.subject, one.guessed_from) == (subject, guessed_from)
+
+    def test_folders_that_all_share_are_no_subject(self, tmp_path):
+        touch(tmp_path, "edf/eeg/anna/monday/1.edf", "edf/eeg/anna/2.edf", "edf/eeg/anne/1.edf", "edf/eeg/bo.edf")
+        assert [one.subject for one in find_recordings(load_task("Corpus"), tmp_path)] == [
+            "anna",
+            "anna",
+            "anne",
+            "bo",
+        ]
+        assert subject_of("edf/eeg/anna/monday/1.edf", 2) == ("anna", "folder")
+        assert subject_of("edf/eeg/bo.edf", 2) == ("bo", "file")
 
     def test_a_pattern_is_no_guess(self, tmp_path):
         (one,) = find_recordings(load_task("Workload"), touch(tmp_path, "Subject00_1.edf"))
@@ -188,6 +235,7 @@ class TestTables:
         [
             ("file,start,label\n", r"labels\.csv, line 1: no column end\. Its header must be file,start,end,label"),
             ("file,start,end,label\n", r"labels\.csv has no rows"),
+            ("file,start,end,label,end\n", r"labels\.csv, line 1: column end stands there more than once"),
             (
                 "file,start,end,label\na.edf,1,2,x\na.edf,one,2,x\n",
                 "line 3: start must be a number of seconds, got 'one'",

@@ -59,8 +59,10 @@ class TestPublished:
             ("eval", "normal", "test"): 1,
             ("eval", "abnormal", "test"): 1,
         }
-        assert notes == []
-        assert parts("TUAB", found[::-1]) == (split, [])
+        assert notes == [
+            "The split of task TUAB is by folders, not by subject: 0 of 12 subjects stand in more than one part."
+        ]
+        assert parts("TUAB", found[::-1]) == (split, notes)
         assert any(parts("TUAB", found, seed=seed)[0] != split for seed in range(1, 4))
 
     def test_tuab_s_subjects_of_both_classes_are_noted(self):
@@ -145,6 +147,21 @@ class TestTables:
     def test_some_rows_without_a_split(self, tmp_path):
         task, found = self.found(tmp_path, BY_SUBJECT, ("1.edf,0,4,awake,A,train", "2.edf,0,4,awake,B,"))
         with pytest.raises(ValueError, match=r"labels\.csv, line 3: no split, though other rows have one.*--split"):
+            assign_splits(task, found)
+
+    @pytest.mark.parametrize(
+        ("first", "second", "overlap"),
+        [("0,4", "4,8", False), ("0,4", "3.5,8", True), (",", "4,8", True), ("5,6", "0,9", True)],
+    )
+    def test_the_same_seconds_in_two_parts(self, tmp_path, first, second, overlap):
+        rows = (f"1.edf,{first},awake,A,train", f"1.edf,{second},asleep,A,test", "2.edf,0,9,awake,B,test")
+        task, found = self.found(tmp_path, BY_SUBJECT, rows)
+        assert assign_splits(task, found, rule="subject")[1] == []
+        if not overlap:
+            assert [one.split for one in assign_splits(task, found)[0]] == [None, None]
+            return
+        lines = "(line 2: .*line 3|line 3: .*line 2)"
+        with pytest.raises(ValueError, match=rf"{lines} are (train|test), and the two overlap.*--split subject"):
             assign_splits(task, found)
 
     def test_no_row_has_a_split(self, tmp_path):

@@ -171,6 +171,23 @@ def test_rows_are_read_in_batches_too(tmp_path: Path) -> None:
     assert [row_signal(row).shape for row in rows] == [(3, 400), (1, 400)]
 
 
+def test_a_set_without_some_recordings_is_refused(tmp_path: Path) -> None:
+    folder = prepared_folder(tmp_path, train=[encode(signal())])
+    (folder / "summary.json").write_text('{"files": [{}], "missing": ["b.edf", "c.edf"]}')
+    with pytest.raises(ValueError, match="2 of 3 recordings are not prepared yet: run the other shards"):
+        load_prepared(folder)
+    for broken in ("", "[]"):
+        (folder / "summary.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"summary\.json is empty or damaged\. Start the same command again"):
+            load_prepared(folder)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_may_be_called_as_a_pattern_is(tmp_path: Path, streaming: bool) -> None:
+    folder = prepared_folder(tmp_path / "out [1]* ?", train=[encode(signal())])
+    assert len(list(load_prepared(folder, streaming=streaming))) == 1
+
+
 def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no prepared recordings\. Give the --output"):
         load_prepared(tmp_path)

@@ -1,21 +1,19 @@
 """Tasks: the shipped file against the facts, prompts word for word, errors that say what is wrong."""
 
 import json
-from dataclasses import replace
-from typing import get_args, get_type_hints
+from dataclasses import asdict, replace
 
 import pytest
 from recording_files import SHARED, needs_shared
 from task_layouts import TABLE_TASK
 
 from neurolm_hf.task_sections import (
-    RULES_NOT_BY_SUBJECT,
     AnnotationLabels,
     FolderSplit,
     RecordingFiles,
-    Split,
     SubjectSplit,
     Windows,
+    may_share_subjects,
 )
 from neurolm_hf.tasks import TASK_FILES, Task, load_task
 
@@ -130,7 +128,8 @@ def test_a_line_about_each_task():
     for name, words in (
         ("TUSL", "split by files, not by subject;"),
         ("SEED", "split by trials, not by subject;"),
-        ("TUAB", "split by folders;"),
+        ("TUAB", "split by folders, not by subject;"),
+        ("TUEV", "split by folders;"),
         ("EEGMMIDB", "split by subject;"),
     ):
         assert f" {words}" in load_task(name).describe()
@@ -138,9 +137,12 @@ def test_a_line_about_each_task():
 
 def test_which_published_splits_are_by_subject():
     tasks = [load_task(path) for path in TASK_FILES.glob("*.json")]
-    assert sorted(task.name for task in tasks if not task.split.by_subject) == ["SEED", "TUSL"]
-    kinds = get_args(Split)
-    assert {get_args(get_type_hints(kind)["rule"])[0] for kind in kinds if not kind.by_subject} == RULES_NOT_BY_SUBJECT
+    assert sorted(task.name for task in tasks if not task.split.by_subject) == ["SEED", "TUAB", "TUSL"]
+    for task in tasks:
+        assert may_share_subjects(asdict(task.split)) is not task.split.by_subject
+    folders = FolderSplit("folders", {"train": "train", "eval": "test"}, per_label=True)
+    assert folders.by_subject  # nothing is drawn
+    assert not may_share_subjects(asdict(folders))
 
 
 def test_names_in_any_case_and_paths(workload):
@@ -221,6 +223,7 @@ def test_malformed_fields_are_named_with_the_file(tmp_path, content, field, valu
         ),
         ("labels", {"source": "sidecar", "file": "{stem}.txt"}, "labels lacks delimiter, header_lines, label, start"),
         ("labels", SIDECAR | {"file": "a.txt"}, r"labels: file must have \{stem\}"),
+        ("labels", SIDECAR | {"file": "{stem}_{run}.txt"}, r"labels: file must have \{stem\} .* and no other \{\}"),
         ("labels", SIDECAR | {"duration": 3}, "labels: either end or duration must be given"),
         ("labels", SIDECAR | {"start": "onset"}, "labels: header_lines must be 1 or more where columns are named"),
         ("labels", SIDECAR, "windows must not leave out parts of a recording whose events"),

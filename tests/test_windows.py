@@ -118,7 +118,7 @@ class TestLayouts:
             "HMC", task_layouts.hmc(tmp_path), rule="subject", shares=shares
         ).values()
         assert windows == [Window(0, "(A)", "test"), Window(6000, "(C)", "test"), Window(12000, "(E)", "test")]
-        assert left_out == [LeftOut("labelled 'Lights off'", 1)]
+        assert left_out == [LeftOut("labelled 'Lights off@@EEG F4-A1'", 1)]
         assert prepared.ch_names == ["F4", "C4", "O2", "C3"]
 
     def test_tusl(self, tmp_path):
@@ -241,6 +241,13 @@ class TestRules:
 
     def test_strides_round_to_samples(self):
         assert starts(self.place(Windows(1, 0.333), 2)[0]) == [0, 67, 134]
+
+    def test_an_event_of_a_window_s_length_whatever_its_onset(self):
+        onsets = [k * 0.0125 for k in range(40)]  # 2.5 samples apart
+        windows, left_out = self.place(Windows(4), 10, [(onset, onset + 4, "Yes") for onset in onsets])
+        assert (starts(windows), left_out) == ([round(onset * 200) for onset in onsets], [])
+        windows, left_out = self.place(Windows(6, before_seconds=1, after_seconds=1), 10, [(1.0375, 5.0375, "Yes")])
+        assert (starts(windows), left_out) == ([8], [])
 
     def test_signal_around_an_event(self):
         trials = [(0.5, 1.0, "Yes"), (5.0, 5.5, "No"), (9.5, 9.9, "Yes")]
