@@ -357,53 +357,6 @@ def test_windows_that_wrap_are_put_together(tmp_path: Path) -> None:
         np.testing.assert_allclose(row_signal(row), np.hstack(pieces), rtol=2**-11, atol=2**-25)
 
 
-def test_files_that_belong_to_a_recording_count(tmp_path: Path) -> None:
-    """A label file that changes is noticed, though the recording has not."""
-    for name in ("a.rec", "ab.rec"):
-        (tmp_path / name).write_text("1")
-    file = write_edf(tmp_path / "a.edf")
-    before = preparation._source(file, CORPUS)
-    assert list(before["files_beside"]) == ["a.rec"]
-    (tmp_path / "ab.rec").write_text("2")
-    assert preparation._source(file, CORPUS) == before
-    (tmp_path / "a.rec").write_text("2")
-    assert preparation._source(file, CORPUS) != before
-    sidecar = tmp_path / "sub-1_task-x_channels.tsv"
-    sidecar.write_text("name")
-    beside = preparation._source(write_edf(tmp_path / "sub-1_task-x_eeg.edf"), CORPUS)["files_beside"]
-    assert list(beside) == ["sub-1_task-x_channels.tsv"]
-
-
-BRAINVISION = "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nDataFile={}\nMarkerFile = m.vmrk\n"
-
-
-@pytest.mark.parametrize(
-    ("opened", "text", "other"),
-    [
-        ("a.vhdr", BRAINVISION.format("data of a.eeg"), "data of a.eeg"),
-        ("a.vhdr", BRAINVISION.format("Möller.eeg"), "Möller.eeg"),
-        ("a.VHDR", BRAINVISION.format("a.eeg"), "m.vmrk"),
-        ("a.lay", "[FileInfo]\nFile=a.dat\n", "a.dat"),
-        ("a.set", "", "a.fdt"),
-        ("night_raw.fif", "", "night_raw-1.fif"),
-        ("night_raw.fif.gz", "", "night_raw-12.fif.gz"),
-    ],
-)
-def test_all_files_that_hold_a_recording_count(tmp_path: Path, opened: str, text: str, other: str) -> None:
-    """The header says nothing of the samples."""
-    digests = set()
-    for content in ("1", "22"):
-        folder = tmp_path / content
-        folder.mkdir()
-        (folder / opened).write_bytes(text.encode("latin-1" if "Möller" in text else "utf-8"))
-        (folder / other).write_text(content)
-        source = preparation._source(folder / opened, CORPUS)
-        assert source["bytes"] == (folder / opened).stat().st_size + len(content)
-        assert source["files_beside"] == {}
-        digests.add(source["sha256"])
-    assert len(digests) == 2
-
-
 def test_a_data_file_that_changes_is_noticed(tmp_path: Path) -> None:
     """Of six recordings with one header."""
     eeg = make_eeg(2, seconds=20)
@@ -421,22 +374,6 @@ def test_a_data_file_that_changes_is_noticed(tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes()[::-1])
     again = prepare(tmp_path / "in", tmp_path / "set", **options).files
     assert [old["sha256"] == new["sha256"] for old, new in zip(files, again, strict=True)] == [False] + 5 * [True]
-
-
-def test_inherited_side_cars_of_bids_count(tmp_path: Path) -> None:
-    file = tmp_path / "bids" / "sub-1" / "eeg" / "sub-1_task-x_eeg.edf"
-    file.parent.mkdir(parents=True)
-    write_edf(file)
-    names = ("channels.tsv", "task-x_eeg.json", "sub-1/sub-1_task-x_events.tsv", "sub-1/eeg/sub-1_channels.tsv")
-    others = ("task-y_eeg.json", "participants.tsv", "sub-1/sub-1_scans.tsv", "../events.tsv")
-    for name in (*names, *others):
-        (tmp_path / "bids" / name).write_text("1")
-    assert preparation._source(file, CORPUS)["files_beside"] == {}
-    (tmp_path / "bids" / "dataset_description.json").write_text("{}")
-    beside = preparation._source(file, CORPUS)["files_beside"]
-    assert set(beside) == {
-        *("../../channels.tsv", "../../task-x_eeg.json", "../sub-1_task-x_events.tsv", "sub-1_channels.tsv")
-    }
 
 
 def test_dropped_channels_are_listed(tmp_path: Path) -> None:
