@@ -22,11 +22,15 @@ from .channels_neurolm import UnknownChannels, microvolts_per, resolve_channel
 from .dataset_card import write_card
 from .prepared_set import (
     BEGUN,
+    RecordingWriter,
     Summary,
-    file_sha256,
+    forget,
+    is_done,
+    new_report,
     open_output,
     read_report,
     remove_leftovers,
+    report_file,
     shard_name,
     summarize,
     text_sha256,
@@ -38,7 +42,7 @@ from .reading_neurolm import open_recording
 from .recordings import Recording, find_recordings
 from .source_files import fingerprint
 from .splits import assign_splits, splits_by_table
-from .storage import NEEDED, STORAGE, TEMPORARY, Row, ShardWriter, encode_row, write_text
+from .storage import NEEDED, STORAGE, TEMPORARY, Row, encode_row, write_text
 from .task_sections import PARTS, FolderSplit, ShareSplit, TrialLabels, TrialSplit
 from .tasks import Task
 from .windows import place_windows, read_window, select_channels, window_length
@@ -148,14 +152,14 @@ def _finish(output: Path, recordings: Sequence[Recording], foreseen: set[str], n
     """Writes the summary, and the card once every recording has its report."""
     keys = [one.key for one in recordings]
     while True:
-        summary, missing = summarize(output, keys, notes)
-        if not missing:
+        summary = summarize(output, keys, notes)
+        if not summary.missing:
             summary.notes.extend(_empty_parts(summary, recordings, foreseen))
         write_text(output / "summary.json", to_json(asdict(summary)))
         # a part that ended meanwhile may have written its summary before ours
-        if all(read_report(output / "reports" / f"{shard_name(key)}.json") is None for key in missing):
+        if all(read_report(report_file(output, key)) is None for key in summary.missing):
             break
-    if not missing:
+    if not summary.missing:
         write_card(output)
     return summary
 
@@ -193,12 +197,10 @@ def prepare_recording(recording: Recording, output: Path, plan: Plan) -> str:
     Raises:
         OSError: `output` cannot be written to. What is wrong with the recording goes into its report.
     """
-    name = shard_name(recording.key)
-    report_file = output / "reports" / f"{name}.json"
     report = _new_report(recording, plan)
-    if _is_done(report_file, report, output):
+    if is_done(output, report):
         return recording.key
-    unlink_all([report_file, *(output / "data" / split / f"{name}.parquet" for split in PARTS)])
+    forget(output, recording.key)
     mark = _mark(recording, output)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
@@ -207,7 +209,7 @@ def prepare_recording(recording: Recording, output: Path, plan: Plan) -> str:
             with _quiet():
                 _write_shards(recording, output, plan, report)
         report["warnings"] = [_without_paths(text, recording) for text in report["warnings"]]
-        write_text(report_file, to_json(report))
+        write_text(report_file(output, recording.key), to_json(report))
     finally:
         mark.unlink(missing_ok=True)
     return recording.key
@@ -215,22 +217,11 @@ def prepare_recording(recording: Recording, output: Path, plan: Plan) -> str:
 
 def _new_report(recording: Recording, plan: Plan) -> dict[str, Any]:
     """A report before anything is written: which files, and what is to be done with them."""
-    report: dict[str, Any] = {
-        "recording": recording.key,
-        "subject": recording.subject,
+    report = new_report(recording.key, recording.subject) | {
         "request": text_sha256(to_json(_described(recording))),
-        "sha256": None,
-        "bytes": None,
         "files_beside": {},
-        "hours": 0.0,
-        "windows": {},
-        "window_hours": {},
-        "shards": {},
-        "left_out": [],
-        "warnings": [],
         "steps_impossible": [],
         "dropped": [],
-        "error": None,
     }
     try:
         report |= fingerprint(recording.path, plan.task)
@@ -255,24 +246,15 @@ class _UnusableError(Exception):
 
 def _write_shards(recording: Recording, output: Path, plan: Plan, report: dict[str, Any]) -> None:
     """Reads, cuts and writes one recording; fills in its report. An unusable recording leaves no shard."""
-    name = f"{shard_name(recording.key)}.parquet"
-    writers: dict[str, ShardWriter] = {}
     try:
-        for split, row in _rows(recording, plan, report):
-            if split not in writers:
-                writers[split] = ShardWriter(output / "data" / split / name, plan.task)
-            writers[split].add(row)
-        for split, writer in sorted(writers.items()):
+        with RecordingWriter(output, report, plan.task) as writer:
+            for split, row, seconds in _rows(recording, plan, report):
+                writer.add(split, row, seconds)
             writer.commit()
-            report["shards"][split] = file_sha256(writer.path)
     except _UnusableError as error:
         report["error"] = str(error)
         report |= {"windows": {}, "window_hours": {}, "left_out": [], "steps_impossible": []}
         report["warnings"] = report["warnings"] or _notes_on_opening(recording.path)
-        _discard(writers)
-    except BaseException:
-        _discard(writers)
-        raise
 
 
 def _notes_on_opening(path: Path) -> list[str]:
@@ -286,13 +268,8 @@ def _notes_on_opening(path: Path) -> list[str]:
         return []
 
 
-def _discard(writers: dict[str, ShardWriter]) -> None:
-    for writer in writers.values():
-        writer.discard()
-
-
-def _rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iterator[tuple[str, Row]]:
-    """(split, row) of each window in turn. Whatever goes wrong with the recording comes as `_UnusableError`."""
+def _rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iterator[tuple[str, Row, float]]:
+    """(split, row, seconds) of each window in turn. Whatever goes wrong with it comes as `_UnusableError`."""
     try:
         yield from _read_rows(recording, plan, report)
     except Exception as error:
@@ -303,24 +280,20 @@ def _rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iterator[
         raise _UnusableError(_without_paths(reason, recording)) from error
 
 
-def _read_rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iterator[tuple[str, Row]]:
+def _read_rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iterator[tuple[str, Row, float]]:
     extractor, task = plan.feature_extractor, plan.task
     rate = extractor.sampling_rate
     (prepared,) = extractor.prepare(recording.path, unit=plan.unit, unknown_channels=plan.unknown_channels)
-    lost = list(_lost_duplicates(prepared))
-    report["warnings"] = prepared.report.warnings + lost
+    prepared.report.warnings.extend(_lost_duplicates(prepared))
+    report["warnings"] = prepared.report.warnings  # which those about its labels will join
     report["steps_impossible"] = prepared.report.steps_impossible
     report["dropped"] = [list(one) for one in prepared.report.dropped]
     report["hours"] = prepared.n_samples / rate / 3600
     prepared = select_channels(task, prepared)
     windows, left_out = place_windows(task, recording, prepared, extractor)
-    report["warnings"] = prepared.report.warnings + lost
     report["left_out"] = [{"reason": one.reason, "windows": one.windows} for one in left_out]
     length = window_length(task, prepared, extractor)
     for window in windows:
-        counts, hours = report["windows"], report["window_hours"]
-        counts[window.split] = counts.get(window.split, 0) + 1
-        hours[window.split] = counts[window.split] * length / rate / 3600
         row = encode_row(
             read_window(prepared, window.start, length),
             prepared.ch_names,
@@ -333,7 +306,7 @@ def _read_rows(recording: Recording, plan: Plan, report: dict[str, Any]) -> Iter
             task=task,
             answer=window.answer,
         )
-        yield window.split, row
+        yield window.split, row, length / rate
 
 
 def _run(recordings: Sequence[Recording], output: Path, plan: Plan, workers: int | None) -> None:
@@ -377,16 +350,15 @@ def _prepare_alone(recording: Recording, output: Path, plan: Plan) -> None:
     """Prepares a recording in a process of its own; if that dies, the report says so."""
     from joblib.externals.loky import ProcessPoolExecutor
 
-    name = shard_name(recording.key)
     try:
         with ProcessPoolExecutor(max_workers=1) as executor:
             executor.submit(prepare_recording, recording, output, plan).result()
     except BrokenProcessPool:
         error = f"{recording.key}: the process that read it died, in the reader's own code or for want of memory"
         report = _new_report(recording, plan) | {"error": error}
-        write_text(output / "reports" / f"{name}.json", to_json(report))
-        unlink_all(output / "data" / split / f"{name}.parquet" for split in PARTS)
-    unlink_all(output.rglob(f".{name}.*{TEMPORARY}"))  # of either process
+        forget(output, recording.key)
+        write_text(report_file(output, recording.key), to_json(report))
+    unlink_all(output.rglob(f".{shard_name(recording.key)}.*{TEMPORARY}"))  # of either process
 
 
 @contextmanager
@@ -395,21 +367,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), use_log_level("ERROR"):
         warnings.simplefilter("ignore")
         yield
-
-
-def _is_done(report_file: Path, wanted: dict[str, Any], output: Path) -> bool:
-    """Whether a report is of this very recording, without an error, and its shards are as it says."""
-    shard = f"{report_file.stem}.parquet"
-    report = read_report(report_file)
-    if report is None or report["error"] is not None:
-        return False
-    try:
-        if any(report[name] != wanted[name] for name in ("recording", "request", "sha256", "files_beside")):
-            return False
-        shards = report["shards"].items()
-        return all(file_sha256(output / "data" / split / shard) == sha256 for split, sha256 in shards)
-    except (OSError, KeyError, AttributeError):
-        return False
 
 
 def _described(recording: Recording) -> dict[str, Any]:

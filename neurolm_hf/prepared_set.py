@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .storage import TEMPORARY, write_text
+from .storage import TEMPORARY, Row, ShardWriter, write_text
 from .task_sections import PARTS
+from .tasks import Task
 
 
 # How the name of the file ends that is there while a recording is worked on.
@@ -168,14 +169,108 @@ def remove_leftovers(output: Path, names: set[str], mine: set[str]) -> None:
         unlink_all(output.glob(f".*{TEMPORARY}"))
 
 
+# What makes a report one of this very recording, where it says it.
+_IDENTITY = ("recording", "request", "sha256", "files_beside")
+
+
+def new_report(key: str, subject: str) -> dict[str, Any]:
+    """The report of a recording before anything is read or written."""
+    return {
+        "recording": key,
+        "subject": subject,
+        "sha256": None,
+        "bytes": None,
+        "hours": 0.0,
+        "windows": {},
+        "window_hours": {},
+        "shards": {},
+        "left_out": [],
+        "warnings": [],
+        "error": None,
+    }
+
+
+def report_file(output: Path, key: str) -> Path:
+    """Where the report of a recording lies."""
+    return output / "reports" / f"{shard_name(key)}.json"
+
+
+def shard_file(output: Path, split: str, key: str) -> Path:
+    """Where the rows of a recording lie that are in a split."""
+    return output / "data" / split / f"{shard_name(key)}.parquet"
+
+
+def is_done(output: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a recording has a report without an error on what `wanted`, a new report, is about, and shards as that
+    report says."""
+    key = wanted["recording"]
+    report = read_report(report_file(output, key))
+    if report is None or report["error"] is not None:
+        return False
+    try:
+        if any(report[name] != wanted[name] for name in _IDENTITY if name in wanted):
+            return False
+        shards = report["shards"].items()
+        return all(file_sha256(shard_file(output, split, key)) == sha256 for split, sha256 in shards)
+    except (OSError, KeyError, AttributeError):
+        return False
+
+
+def forget(output: Path, key: str) -> None:
+    """Removes a recording's report and shards."""
+    unlink_all([report_file(output, key), *(shard_file(output, split, key) for split in PARTS)])
+
+
+class RecordingWriter:
+    """Writes the rows of one recording, a shard a split, and counts them in its report.
+
+    With `commit` the shards appear; without it, at the end of the `with` block, there are none.
+
+    Args:
+        output: folder of the prepared set.
+        report: of the recording; `windows`, `window_hours` and `shards` are filled in.
+        task: as in `storage.row_features`.
+    """
+
+    def __init__(self, output: Path, report: dict[str, Any], task: Task | None):
+        self._output = output
+        self._report = report
+        self._task = task
+        self._writers: dict[str, ShardWriter] = {}
+
+    def __enter__(self) -> "RecordingWriter":
+        return self
+
+    def add(self, split: str, row: Row, seconds: float) -> None:
+        """Takes a row from `storage.encode_row`, of a window of so many seconds."""
+        if split not in self._writers:
+            path = shard_file(self._output, split, self._report["recording"])
+            self._writers[split] = ShardWriter(path, self._task)
+        self._writers[split].add(row)
+        counts, hours = self._report["windows"], self._report["window_hours"]
+        counts[split] = counts.get(split, 0) + 1
+        hours[split] = hours.get(split, 0.0) + seconds / 3600
+
+    def commit(self) -> None:
+        """Makes the shards appear."""
+        for split, writer in sorted(self._writers.items()):
+            writer.commit()
+            self._report["shards"][split] = file_sha256(writer.path)
+        self._writers.clear()
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.discard()
+
+
 def unlink_all(files: Iterable[Path]) -> None:
     """Removes files, whether they are there or not."""
     for file in files:
         file.unlink(missing_ok=True)
 
 
-def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[Summary, list[str]]:
-    """The summary of the reports that are there, and the keys of recordings without one.
+def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> Summary:
+    """The summary of the reports that are there; recordings without one are missing.
 
     Args:
         output: folder of the prepared set.
@@ -184,7 +279,7 @@ def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[
     """
     reports, missing = [], []
     for key in keys:
-        report = read_report(output / "reports" / f"{shard_name(key)}.json")
+        report = read_report(report_file(output, key))
         if report is None:
             missing.append(key)
         else:
@@ -200,7 +295,7 @@ def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[
     if missing:
         notes.append(f"{len(missing)} of {len(keys)} recordings are not prepared yet, {missing[0]} among them")
     fields = ("recording", "subject", "sha256", "bytes", "hours", "windows", "left_out", "warnings", "error")
-    summary = Summary(
+    return Summary(
         files=[
             # of windows that were filtered elsewhere nothing is known
             {name: report[name] for name in fields}
@@ -214,7 +309,6 @@ def summarize(output: Path, keys: Sequence[str], notes: Sequence[str]) -> tuple[
         notes=notes,
         fingerprint=text_sha256("\n".join(shards)),
     )
-    return summary, missing
 
 
 def file_sha256(path: Path) -> str:

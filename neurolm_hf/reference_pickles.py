@@ -15,7 +15,6 @@ recording; TUEV's first stage has its test windows in `processed_eval`, its seco
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -30,20 +29,24 @@ from .channels_neurolm import resolve_channel
 from .dataset_card import write_card
 from .preparation import Plan, describe_plan, stored_unit
 from .prepared_set import (
+    RecordingWriter,
     Summary,
     file_sha256,
+    forget,
+    is_done,
+    new_report,
     open_output,
     remove_leftovers,
+    report_file,
     shard_name,
     summarize,
     text_sha256,
     to_json,
-    unlink_all,
 )
 from .processing_neurolm import EEGFeatureExtractor
 from .restricted_pickle import read_pickle
-from .storage import ShardWriter, encode_row, write_text
-from .task_sections import PARTS, NoLabels, PathLabels, Trial, TrialLabels
+from .storage import encode_row, write_text
+from .task_sections import NoLabels, PathLabels, Trial, TrialLabels
 from .tasks import Task
 
 
@@ -140,7 +143,7 @@ def import_pickles(task: Task, folder: str | Path, output: str | Path, workers: 
     notes = ["Windows, filters and parts are those of the reference's prepared files; nothing was filtered here."]
     if not task.split.by_subject:
         notes.append(f"The published split of {task.name} is not by subject.")
-    summary, _missing = summarize(output, [recording.key for recording in recordings], notes)
+    summary = summarize(output, [recording.key for recording in recordings], notes)
     write_text(output / "summary.json", to_json(asdict(summary)))
     write_card(output)
     return summary
@@ -202,54 +205,27 @@ def _split_of(task: Task, folder: Path, parent: str) -> str:
 
 def _import_recording(recording: ReferenceRecording, output: Path, plan: Plan) -> None:
     """Writes the shards and then the report of one recording, unless they are there already."""
-    name = shard_name(recording.key)
-    report_file = output / "reports" / f"{name}.json"
-    report: dict[str, Any] = {
-        "recording": recording.key,
-        "subject": recording.subject,
-        "sha256": None,
-        "bytes": None,
-        "hours": 0.0,
-        "windows": {},
-        "window_hours": {},
-        "shards": {},
-        "left_out": [],
-        "warnings": [],
-        "error": None,
-    }
+    report = new_report(recording.key, recording.subject)
     try:
         report["sha256"] = _sha256_of(recording)
         report["bytes"] = sum(file.stat().st_size for _, file in recording.files)
     except Exception as error:  # as in `_windows`
         report["error"] = _without_folders(_reason(error), recording)
-    if _is_done(report_file, report["sha256"], output):
+    if is_done(output, report):
         return
-    unlink_all([report_file, *(output / "data" / split / f"{name}.parquet" for split in PARTS)])
+    forget(output, recording.key)
     if report["error"] is None:
-        _write_shards(recording, output, plan, report)
-    write_text(report_file, to_json(report))
-
-
-def _write_shards(recording: ReferenceRecording, output: Path, plan: Plan, report: dict[str, Any]) -> None:
-    """Reads and writes the windows of one recording; fills in its report."""
-    writers: dict[str, ShardWriter] = {}
-    try:
-        _write_rows(recording, output, plan, report, writers)
-        for split, writer in sorted(writers.items()):
+        with RecordingWriter(output, report, plan.task) as writer:
+            _write_rows(recording, plan, report, writer)
             writer.commit()
-            report["shards"][split] = file_sha256(writer.path)
-    except BaseException:
-        for writer in writers.values():
-            writer.discard()
-        raise
-    report["hours"] = sum(report["window_hours"].values())
-    if not writers and report["warnings"]:
-        report["error"] = report["warnings"][0]
+        report["hours"] = sum(report["window_hours"].values())
+        if not report["shards"] and report["warnings"]:
+            report["error"] = report["warnings"][0]
+    write_text(report_file(output, recording.key), to_json(report))
 
 
-def _write_rows(
-    recording: ReferenceRecording, output: Path, plan: Plan, report: dict[str, Any], writers: dict[str, ShardWriter]
-) -> None:
+def _write_rows(recording: ReferenceRecording, plan: Plan, report: dict[str, Any], writer: RecordingWriter) -> None:
+    """Writes the windows of one recording; says in its report which were left out."""
     task, extractor = plan.task, plan.feature_extractor
     left_out = {REFUSED: 0, ZEROS: 0}
     for window in _windows(recording, task):
@@ -277,13 +253,7 @@ def _write_rows(
             left_out[REFUSED] += 1
             report["warnings"].append(str(error))
             continue
-        if window.split not in writers:
-            path = output / "data" / window.split / f"{shard_name(recording.key)}.parquet"
-            writers[window.split] = ShardWriter(path, task)
-        writers[window.split].add(row)
-        counts, hours = report["windows"], report["window_hours"]
-        counts[window.split] = counts.get(window.split, 0) + 1
-        hours[window.split] = hours.get(window.split, 0.0) + window.signal.shape[1] / RATE / 3600
+        writer.add(window.split, row, window.signal.shape[1] / RATE)
     report["left_out"] = [{"reason": reason, "windows": count} for reason, count in left_out.items() if count]
 
 
@@ -299,19 +269,6 @@ def _sha256_of(recording: ReferenceRecording) -> str:
         for start in range(0, eeg.shape[1], 60 * RATE):
             hashed.update(eeg[:, start : start + 60 * RATE].tobytes())
     return hashed.hexdigest()
-
-
-def _is_done(report_file: Path, sha256: str | None, output: Path) -> bool:
-    """Whether a report is of this very content, without an error, and its shards are as it says."""
-    shard = f"{report_file.stem}.parquet"
-    try:
-        report = json.loads(report_file.read_text(encoding="utf-8"))
-        if report["error"] is not None or report["sha256"] != sha256:
-            return False
-        shards = report["shards"].items()
-        return all(file_sha256(output / "data" / split / shard) == want for split, want in shards)
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
-        return False
 
 
 def _without_folders(message: str, recording: ReferenceRecording) -> str:

@@ -112,7 +112,7 @@ def test_settings_that_cannot_be_read(tmp_path: Path, broken: str) -> None:
 def test_what_is_no_report_counts_as_none(tmp_path: Path, broken: str) -> None:
     file = put(tmp_path / "reports" / f"{shard_name('a.edf')}.json", broken)
     assert read_report(file) is None
-    assert summarize(tmp_path, ["a.edf"], [])[1] == ["a.edf"]
+    assert summarize(tmp_path, ["a.edf"], []).missing == ["a.edf"]
     open_output(tmp_path / "set", {"unit": None})
     put(tmp_path / "set" / "reports" / "a.json", broken)
     open_output(tmp_path / "set", {"unit": "V"})
@@ -150,8 +150,8 @@ def test_a_summary_adds_up(tmp_path: Path) -> None:
     second = {"windows": {"train": 2}, "window_hours": {"train": 0.2}, "shards": {"train": "t3"}}
     put_report(tmp_path, "b.edf", "ann", **second, left_out=[{"reason": "too short", "windows": 4}])
     put_report(tmp_path, "c.edf", "ben", error="damaged")
-    summary, missing = summarize(tmp_path, ["a.edf", "b.edf", "c.edf", "d.edf"], ["by trials"])
-    assert missing == summary.missing == ["d.edf"]
+    summary = summarize(tmp_path, ["a.edf", "b.edf", "c.edf", "d.edf"], ["by trials"])
+    assert summary.missing == ["d.edf"]
     assert summary.windows == {"train": 5, "test": 1}
     assert summary.hours == pytest.approx({"train": 0.5, "test": 0.1})
     assert summary.subjects == {"train": 1, "test": 1}
