@@ -159,7 +159,14 @@ class NeuroLMConfig(PreTrainedConfig):
 
     model_type = "neurolm"
     # not predictions: what `Trainer.evaluate` with `compute_metrics` must leave out
-    keys_to_ignore_at_inference = ["past_key_values", "eeg_loss", "text_loss", "eeg_codes"]
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "eeg_loss",
+        "text_loss",
+        "targets",
+        "target_losses",
+        "eeg_codes",
+    ]
     sub_configs_defaults = {
         "eeg_config": SubConfigSpec(config_class=NeuroLMVQConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2", init_kwargs=GPT2_DEFAULTS),

@@ -83,12 +83,14 @@ class NeuroLMVQOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`): frequency, raw and commitment loss together, and the alignment losses
             where there are any.
         frequency_loss, raw_loss, commitment_loss (`torch.FloatTensor` of shape `()`): means over the real patches of
-            the batch.
+            the batch; with `num_items_in_batch`, this batch's share of the means over the step.
         eeg_alignment_loss, text_alignment_loss (`torch.FloatTensor` of shape `()`): cross-entropy of the classifier
             that tells EEG features (0) from text embeddings (1); only from [`NeuroLMVQForPreTraining`].
         frequency, raw: see [`NeuroLMVQDecoderOutput`].
         target_frequency, target_raw: what they should have been, same shapes; zero at padding.
         features, quantized, codes: see [`NeuroLMVQEncoderOutput`].
+        patch_losses (`torch.FloatTensor` of shape `(batch, patches, 3)`): frequency, raw and commitment loss of each
+            patch, which their sums over the batch are taken of; zero where a patch enters none.
         codebook_usage (`torch.FloatTensor` of shape `()`): share of the codebook that this batch used.
         perplexity (`torch.FloatTensor` of shape `()`): exponential of the entropy of the codes of this batch.
         hidden_states, attentions: of the encoder, when asked for.
@@ -107,6 +109,7 @@ class NeuroLMVQOutput(ModelOutput):
     features: torch.Tensor | None = None
     quantized: torch.Tensor | None = None
     codes: torch.Tensor | None = None
+    patch_losses: torch.Tensor | None = None
     codebook_usage: torch.Tensor | None = None
     perplexity: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -132,9 +135,13 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`): `eeg_loss` plus `text_loss`, those that have targets.
         eeg_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the patches that are targets.
-        text_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the text tokens that are targets.
+        text_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the text tokens that are targets. With
+            `num_items_in_batch`, both are this batch's share of the means over the step.
+        targets (`torch.LongTensor` of shape `(batch, tokens)`): the row of the logits that each token should predict,
+            codes behind text; -100 where nothing is predicted. With `labels`.
+        target_losses (`torch.FloatTensor` of shape `(targets,)`): cross-entropy of each of them, sample by sample.
         logits (`torch.FloatTensor`): text rows, then code rows, as one softmax reads them. Shape `(batch, tokens,
-            vocab_size + codebook_size)`; while training with `labels`, only the positions that have a target,
+            vocab_size + codebook_size)`; with `logits_at_targets`, only the positions that have a target,
             `(targets, vocab_size + codebook_size)`; with `text_logits_only`, `(batch, tokens, vocab_size)`.
         past_key_values, hidden_states, attentions: of the language model.
         eeg_codes (`torch.LongTensor` of shape `(batch, patches)`): VQ tokens of the EEG, -1 at padding, when the
@@ -144,6 +151,8 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
     loss: torch.Tensor | None = None
     eeg_loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+    target_losses: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -327,6 +336,12 @@ class NeuroLMVectorQuantizer(nn.Module):
         self._sums: torch.Tensor | None = None
         self._candidates: torch.Tensor | None = None
         self._pending_batches = 0
+        self._step_dropped = False
+
+    def drop_step(self) -> None:
+        """Forgets what this rank has seen since the last [`update`], and takes no more until the next."""
+        self._forget_sums()
+        self._step_dropped = True
 
     def lookup(self, vectors: torch.Tensor) -> torch.Tensor:
         """Index of the nearest code by squared distance. `vectors` (n, codebook_dim), unit length; returns (n,)."""
@@ -364,6 +379,8 @@ class NeuroLMVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _accumulate(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        if self._step_dropped:
+            return
         counts = torch.bincount(codes, minlength=self.config.codebook_size).to(torch.float32)
         sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
         self._counts = counts if self._counts is None else self._counts + counts
@@ -413,9 +430,14 @@ class NeuroLMVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _place_codebook(self, vectors: torch.Tensor) -> None:
-        """Cosine k-means on the first batch, the same on every rank since every rank sees all vectors."""
+        """Cosine k-means on the first batch, the same on every rank since every rank sees all vectors.
+
+        A batch that is not finite places nothing: its loss says so, and the next one may.
+        """
         vectors = _gather_rows(vectors)
         size = self.config.codebook_size
+        if not torch.isfinite(vectors).all():
+            return
         if len(vectors) == 0:
             raise ValueError("The codebook cannot be placed: the first training batch has no real patch.")
         # a generator of its own: the result must not depend on a rank's random state, nor change it
@@ -442,7 +464,8 @@ class NeuroLMVQPreTrainedModel(PreTrainedModel):
     base_model_prefix = "vq"
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
-    # two losses with different denominators: the Trainer must average micro-batches, not rescale by a token count
+    # Losses with different denominators: a plain Trainer must average micro-batches, not rescale by a token count.
+    # `neurolm_hf.training.NeuroLMTrainer` gives `num_items_in_batch` as `count_loss_items` counts.
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = False
@@ -589,6 +612,20 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         """Moves the codebook by what was seen since the last call; on every rank, after each optimiser step."""
         self.encoder.quantizer.update()
 
+    def drop_codebook_step(self) -> None:
+        """Leaves out of the next [`update_codebook`] all that this rank has seen and sees until then."""
+        self.encoder.quantizer.drop_step()
+
+    def count_loss_items(
+        self, input_values: torch.Tensor, eeg_attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """(1,), float32: patches of this batch that enter the losses, their denominator; arguments of [`forward`]."""
+        if eeg_attention_mask is None or self.config.padding_enters_statistics:
+            count = torch.tensor(input_values.shape[:2].numel(), device=input_values.device)
+        else:
+            count = eeg_attention_mask.sum()
+        return count.float().view(1)
+
     @capture_outputs
     def forward(
         self,
@@ -596,9 +633,16 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         eeg_channel_ids: torch.Tensor,
         eeg_time_ids: torch.Tensor,
         eeg_attention_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> NeuroLMVQOutput:
-        """Reconstructs its input through the codebook; arguments as in [`encode`]."""
+        """Reconstructs its input through the codebook.
+
+        Args:
+            input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask: as in [`encode`].
+            num_items_in_batch: (1,), [`count_loss_items`] summed over all batches of a step: the losses are then this
+                batch's share of the step's. `None`: means over this batch.
+        """
         mask = _check_patches(self.config, input_values, eeg_channel_ids, eeg_time_ids, None, eeg_attention_mask)
         # The target first: it needs real patches only, in either mode.
         target_frequency, target_raw = reconstruction_targets(input_values, mask, self.config.num_frequency_bins)
@@ -616,15 +660,21 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
             eeg_attention_mask=eeg_attention_mask,
         )
 
-        padded = self.config.padding_enters_statistics
         nearest = F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)
-        commitment = _patch_mean((vectors - nearest).square(), None if padded else mask, self.training)
-        frequency_loss, raw_loss = (
-            # padded mode: predictions at padding count as zero, but in the denominator
-            _patch_mean((cast(torch.Tensor, predicted).float() - target).square(), mask, self.training, padded)
-            for predicted, target in ((decoded.frequency, target_frequency), (decoded.raw, target_raw))
+        commitment_weight = self.config.commitment_weight if bypass < 1 else 0.0
+        padded = self.config.padding_enters_statistics
+        patch_losses = torch.stack(
+            [
+                # padded mode: predictions at padding count as zero, but in the denominator
+                _patch_errors(decoded.frequency, target_frequency, mask),
+                _patch_errors(decoded.raw, target_raw, mask),
+                _patch_errors(vectors, nearest, None if padded else mask) * commitment_weight,
+            ],
+            dim=-1,
         )
-        commitment_loss = commitment * self.config.commitment_weight if bypass < 1 else commitment * 0
+        items = self.count_loss_items(input_values, eeg_attention_mask)
+        denominator = _denominators(items, num_items_in_batch, self.training)
+        frequency_loss, raw_loss, commitment_loss = patch_losses.sum((0, 1)) / denominator
         usage, perplexity = codebook_statistics(codes, self.config.codebook_size)
         return NeuroLMVQOutput(
             loss=frequency_loss + raw_loss + commitment_loss,
@@ -638,6 +688,7 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
             features=features,
             quantized=quantized,
             codes=codes,
+            patch_losses=patch_losses,
             codebook_usage=usage,
             perplexity=perplexity,
         )
@@ -648,10 +699,15 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
 
     A classifier tells EEG features from frozen text embeddings; behind a gradient reversal, the encoder learns to
     deceive it, so that EEG features come to lie where the language model's text embeddings are.
+
+    Attributes:
+        reversal_strength (`float`): factor of the reversed gradient where [`forward`] is given none. 0 until something
+            raises it (`neurolm_hf.training.AlignmentScheduleCallback` does it in a Trainer).
     """
 
     def __init__(self, config: NeuroLMVQConfig):
         super().__init__(config)
+        self.reversal_strength = 0.0
         self.vq = NeuroLMVQModel(config)
         self.alignment_classifier = nn.Sequential(
             nn.Linear(config.hidden_size, config.alignment_hidden_size),
@@ -677,6 +733,26 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
         """See [`NeuroLMVQModel.update_codebook`]."""
         self.vq.update_codebook()
 
+    def drop_codebook_step(self) -> None:
+        """See [`NeuroLMVQModel.drop_codebook_step`]."""
+        self.vq.drop_codebook_step()
+
+    def count_loss_items(
+        self,
+        input_values: torch.Tensor,
+        eeg_attention_mask: torch.Tensor | None = None,
+        text_input_ids: torch.Tensor | None = None,
+        text_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """(3,), float32: patches in the tokenizer's losses, patches and text tokens that the classifier judges."""
+        patches = self.vq.count_loss_items(input_values, eeg_attention_mask)
+        judged = torch.ones(input_values.shape[:2]) if eeg_attention_mask is None else eeg_attention_mask
+        tokens = text_input_ids.new_ones(text_input_ids.shape) if text_input_ids is not None else judged.new_zeros(1)
+        if text_input_ids is not None and text_attention_mask is not None:
+            tokens = text_attention_mask
+        return torch.stack([patches[0], *(mask.sum().to(patches) for mask in (judged, tokens))])
+
     @can_return_tuple
     def forward(
         self,
@@ -686,7 +762,8 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
         eeg_attention_mask: torch.Tensor | None = None,
         text_input_ids: torch.Tensor | None = None,
         text_attention_mask: torch.Tensor | None = None,
-        reversal_strength: float = 0.0,
+        reversal_strength: float | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> NeuroLMVQOutput:
         """Losses of the tokenizer and of the adversary.
@@ -696,18 +773,26 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
             text_input_ids: (texts, tokens), a batch of text; without it only EEG is classified.
             text_attention_mask: (texts, tokens), 1 where a token is real.
             reversal_strength: factor of the reversed gradient, from 0 at the start of training to almost 1; the paper
-                takes `2 / (1 + exp(-10 * progress)) - 1`.
+                takes `2 / (1 + exp(-10 * progress)) - 1`. `None`: the attribute of this name.
+            num_items_in_batch: (3,), [`count_loss_items`] summed over all batches of a step: the losses are then this
+                batch's share of the step's. `None`: means over this batch.
         """
-        kwargs["return_dict"] = True
-        outputs = self.vq(input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask, **kwargs)
-        reversed_features = _ReverseGradient.apply(outputs.features, reversal_strength)
-        eeg_logits = self.alignment_classifier(reversed_features)
-        mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
-        losses = {"eeg_alignment_loss": _classification_loss(eeg_logits, 0, mask, self.training)}
+        items = self.count_loss_items(input_values, eeg_attention_mask, text_input_ids, text_attention_mask)
+        counts = _denominators(items, num_items_in_batch, self.training)
+        outputs = self.vq(
+            input_values,
+            eeg_channel_ids,
+            eeg_time_ids,
+            eeg_attention_mask,
+            num_items_in_batch=counts[:1],
+            **{**kwargs, "return_dict": True},
+        )
+        strength = self.reversal_strength if reversal_strength is None else reversal_strength
+        eeg_logits = self.alignment_classifier(_ReverseGradient.apply(outputs.features, strength))
+        losses = {"eeg_alignment_loss": _classification_loss(eeg_logits, 0, eeg_attention_mask) / counts[1]}
         if text_input_ids is not None:
             text_logits = self.alignment_classifier(self.text_embedding(text_input_ids))
-            text_mask = None if text_attention_mask is None else text_attention_mask.bool()
-            losses["text_alignment_loss"] = _classification_loss(text_logits, 1, text_mask, self.training)
+            losses["text_alignment_loss"] = _classification_loss(text_logits, 1, text_attention_mask) / counts[2]
         return NeuroLMVQOutput(**{**outputs, **losses, "loss": outputs.loss + sum(losses.values())})
 
 
@@ -1102,6 +1187,8 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         text_logits_only: bool = False,
+        logits_at_targets: bool | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> NeuroLMCausalLMOutputWithPast:
         """Reads text and EEG and predicts the next of each.
@@ -1112,11 +1199,14 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
                 at text, a text id, which the token before predicts unless that token is EEG.
             logits_to_keep: only the last that many positions (0: all), or these positions.
             text_logits_only: leave the code rows out, as generation does.
+            logits_at_targets: with `labels`, give the logits of the positions that have a target, no others. `None`:
+                while training.
+            num_items_in_batch: (2,), [`count_loss_items`] summed over all batches of a step: the losses are then this
+                batch's share of the step's. `None`: means over this batch.
 
         All other arguments are those of [`NeuroLMModel.forward`].
         """
-        eeg_labels = None if labels is None else labels == self.config.eeg_token_id
-        needs_codes = eeg_labels is not None and bool(eeg_labels.any())
+        needs_codes = self._asks_for_codes(labels)
         if needs_codes and input_values is None:
             raise ValueError("`labels` ask for the codes of EEG placeholders, but there are no `input_values`.")
         outputs = self.model(
@@ -1136,28 +1226,35 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             **{**kwargs, "return_dict": True},
         )
         hidden_states = outputs.last_hidden_state
-        loss = eeg_loss = text_loss = None
+        loss = eeg_loss = text_loss = targets = target_losses = None
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self._logits(hidden_states[:, keep], text_logits_only)
         else:
-            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
             self._check_labels(labels)
-            targets = self._text_targets(labels, placeholders, attention_mask)
-            if needs_codes and eeg_channel_ids is not None and eeg_time_ids is not None:
-                predictors = previous_second(eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
-                codes = outputs.eeg_codes
-                eeg_targets = self._eeg_targets(labels, placeholders, codes, predictors, eeg_attention_mask)
-                targets = torch.where(eeg_targets != IGNORE_INDEX, eeg_targets, targets)
-            wanted = targets != IGNORE_INDEX
-            logits = self._logits(hidden_states[wanted] if self.training else hidden_states)
-            loss, eeg_loss, text_loss = self._losses(
-                logits if self.training else logits[wanted], targets[wanted], placeholders[wanted]
+            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            targets = self._targets(
+                labels,
+                placeholders,
+                attention_mask,
+                outputs.eeg_codes,
+                eeg_channel_ids,
+                eeg_time_ids,
+                eeg_segment_ids,
+                eeg_attention_mask,
             )
+            wanted = targets != IGNORE_INDEX
+            at_targets = self.training if logits_at_targets is None else logits_at_targets
+            logits = self._logits(hidden_states[wanted] if at_targets else hidden_states)
+            wanted_logits = logits if at_targets else logits[wanted]
+            target_losses = F.cross_entropy(wanted_logits.float(), targets[wanted], reduction="none")
+            loss, eeg_loss, text_loss = self._losses(target_losses, targets, placeholders, num_items_in_batch)
         return NeuroLMCausalLMOutputWithPast(
             loss=loss,
             eeg_loss=eeg_loss,
             text_loss=text_loss,
+            targets=targets,
+            target_losses=target_losses,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -1165,9 +1262,48 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             eeg_codes=outputs.eeg_codes,
         )
 
+    def count_loss_items(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        eeg_channel_ids: torch.Tensor | None = None,
+        eeg_time_ids: torch.Tensor | None = None,
+        eeg_segment_ids: torch.Tensor | None = None,
+        eeg_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """(2,), float32: EEG and text targets of this batch, the losses' denominators; arguments of [`forward`]."""
+        if labels is None:
+            raise ValueError("Only a batch with `labels` has targets to count.")
+        placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+        # which code it is changes no count
+        needs_codes = self._asks_for_codes(labels) and eeg_channel_ids is not None
+        codes = torch.zeros_like(cast(torch.Tensor, eeg_channel_ids)) if needs_codes else None
+        targets = self._targets(
+            labels,
+            placeholders,
+            attention_mask,
+            codes,
+            eeg_channel_ids,
+            eeg_time_ids,
+            eeg_segment_ids,
+            eeg_attention_mask,
+        )
+        return self._count_targets(targets, placeholders)
+
+    @staticmethod
+    def _count_targets(targets: torch.Tensor, placeholders: torch.Tensor) -> torch.Tensor:
+        wanted = targets != IGNORE_INDEX
+        return torch.stack([(wanted & placeholders).sum(), (wanted & ~placeholders).sum()]).float()
+
     def _logits(self, hidden_states: torch.Tensor, text_only: bool = False) -> torch.Tensor:
         text_logits = self.lm_head(hidden_states)
         return text_logits if text_only else torch.cat([text_logits, self.code_head(hidden_states)], dim=-1)
+
+    def _asks_for_codes(self, labels: torch.Tensor | None) -> bool:
+        return labels is not None and bool((labels == self.config.eeg_token_id).any())
 
     def _check_labels(self, labels: torch.Tensor) -> None:
         """A word that the text rows do not have would be learnt as a code."""
@@ -1176,6 +1312,25 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
                 f"A label is {int(labels.max())}, but there are {self.lm_head.out_features} text rows: the text "
                 "tokenizer is not this model's. Codes are labelled by the placeholder."
             )
+
+    def _targets(
+        self,
+        labels: torch.Tensor,
+        placeholders: torch.Tensor,
+        attention_mask: Any,
+        codes: torch.Tensor | None,
+        eeg_channel_ids: torch.Tensor | None,
+        eeg_time_ids: torch.Tensor | None,
+        eeg_segment_ids: torch.Tensor | None,
+        eeg_attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(batch, tokens): the row of the logits that each token should predict, -100 for none."""
+        targets = self._text_targets(labels, placeholders, attention_mask)
+        if codes is None or eeg_channel_ids is None or eeg_time_ids is None:
+            return targets
+        predictors = previous_second(eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+        eeg_targets = self._eeg_targets(labels, placeholders, codes, predictors, eeg_attention_mask)
+        return torch.where(eeg_targets != IGNORE_INDEX, eeg_targets, targets)
 
     @staticmethod
     def _text_targets(labels: torch.Tensor, placeholders: torch.Tensor, attention_mask: Any) -> torch.Tensor:
@@ -1204,13 +1359,18 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         return targets.masked_scatter(placeholders, patch_targets[real])
 
     def _losses(
-        self, logits: torch.Tensor, targets: torch.Tensor, is_eeg: torch.Tensor
+        self,
+        target_losses: torch.Tensor,
+        targets: torch.Tensor,
+        placeholders: torch.Tensor,
+        num_items_in_batch: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Both together, that of EEG targets, that of text targets; `None` where this batch has no target."""
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        # summed up even where there is no target: the ranks pool their counts, and one that stays away blocks the rest
-        eeg_loss = _pooled_mean(losses[is_eeg].sum(), is_eeg.sum(), self.training)
-        text_loss = _pooled_mean(losses[~is_eeg].sum(), (~is_eeg).sum(), self.training)
+        is_eeg = placeholders[targets != IGNORE_INDEX]
+        counts = _denominators(self._count_targets(targets, placeholders), num_items_in_batch, self.training)
+        # summed up even where there is no target: gradients must reach the same parameters on all ranks
+        eeg_loss = target_losses[is_eeg].sum() / counts[0]
+        text_loss = target_losses[~is_eeg].sum() / counts[1]
         return eeg_loss + text_loss, eeg_loss if is_eeg.any() else None, text_loss if not is_eeg.all() else None
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -1220,8 +1380,11 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def warn_if_untuned(self) -> None:
-        """Says that answers have no meaning where the checkpoint was never instruction-tuned."""
-        if self.config.stage != "instruction-tuned":
+        """Says that answers have no meaning where the checkpoint was never instruction-tuned.
+
+        An adapter is taken for tuning: what it was tuned on stands in its own folder.
+        """
+        if self.config.stage != "instruction-tuned" and not hasattr(self, "peft_config"):
             logger.warning_once(
                 f"This checkpoint's stage is {self.config.stage!r}: it was never instruction-tuned, so what it "
                 "answers about EEG has no meaning. Fine-tune it on a task first."
@@ -1540,34 +1703,32 @@ def _check_no_placeholders(placeholders: torch.Tensor) -> None:
         )
 
 
-def _pooled_mean(total: torch.Tensor, count: torch.Tensor | float, training: bool) -> torch.Tensor:
-    """`total / count`, where while training `count` is pooled over the ranks.
+def _denominators(items: torch.Tensor, num_items_in_batch: torch.Tensor | None, training: bool) -> torch.Tensor:
+    """What sums over a batch with `items` (kinds of loss,) are divided by: the step's counts where they are given.
 
-    DistributedDataParallel averages the ranks' gradients. With this denominator, the average is the gradient of the
-    one large batch that they make up together, also where they hold different numbers of patches or tokens.
+    Otherwise the batch's own, while training averaged over the ranks: DistributedDataParallel averages the ranks'
+    gradients, and with this denominator the average is the gradient of the one large batch that they make up together.
     """
-    count = torch.as_tensor(count, dtype=torch.float32, device=total.device).clone()
-    if training and _is_distributed():
-        dist.all_reduce(count)
-        count = count / dist.get_world_size()
-    # one over a whole batch without any: its sum is zero
-    return total / torch.where(count > 0, count, 1.0)
+    counts = items if num_items_in_batch is None else num_items_in_batch
+    if num_items_in_batch is None and training and _is_distributed():
+        counts = items.clone()
+        dist.all_reduce(counts)
+        counts = counts / dist.get_world_size()
+    # one where there are none: the sum is zero
+    return torch.where(counts > 0, counts, 1.0)
 
 
-def _patch_mean(
-    values: torch.Tensor, mask: torch.Tensor | None, training: bool, padding_counts: bool = False
-) -> torch.Tensor:
-    """Mean of (batch, patches, n) over real patches; with `padding_counts`, padding counts as zeros."""
-    if mask is None:
-        return _pooled_mean(values.sum(), values.numel(), training)
-    count = values.numel() if padding_counts else mask.sum() * values.shape[-1]
-    return _pooled_mean((values * mask[..., None]).sum(), count, training)
+def _patch_errors(values: torch.Tensor | None, targets: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(batch, patches): mean squared error of each patch's (batch, patches, n), zero outside the mask."""
+    errors = (cast(torch.Tensor, values).float() - targets).square().mean(-1)
+    return errors if mask is None else errors * mask
 
 
-def _classification_loss(logits: torch.Tensor, target: int, mask: torch.Tensor | None, training: bool) -> torch.Tensor:
-    logits = logits.flatten(0, 1) if mask is None else logits[mask]
+def _classification_loss(logits: torch.Tensor, target: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """Summed over the tokens of (batch, tokens, 2) that the mask holds."""
+    logits = logits.flatten(0, 1) if mask is None else logits[mask.bool()]
     targets = torch.full((len(logits),), target, device=logits.device)
-    return _pooled_mean(F.cross_entropy(logits.float(), targets, reduction="sum"), len(logits), training)
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 class _ReverseGradient(torch.autograd.Function):

@@ -20,6 +20,7 @@ from typing import Any
 from .storage import TEMPORARY, Row, ShardWriter, write_text
 from .task_sections import PARTS
 from .tasks import Task
+from .typed_json import read_dataclass
 
 
 # How the name of the file ends that is there while a recording is worked on.
@@ -71,6 +72,39 @@ class Summary:
         warned = sum(bool(entry["warnings"]) for entry in self.files)
         lines += [f"  {warned} recordings with warnings: see summary.json"] * bool(warned)
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def prepared_task(folder: str | Path) -> Task:
+    """The task of a prepared set, as it was when the set was made.
+
+    Raises:
+        FileNotFoundError: the folder holds no prepared set.
+        ValueError: its `preparation.json` cannot be read.
+    """
+    return read_dataclass(Task, _setting(Path(folder), "task_file"), f"{folder}/preparation.json: task_file")
+
+
+def prepared_recipe_id(folder: str | Path) -> str:
+    """The recipe by which a prepared set was made, as `EEGFeatureExtractor.recipe_id`.
+
+    Raises:
+        FileNotFoundError: the folder holds no prepared set.
+        ValueError: its `preparation.json` cannot be read.
+    """
+    return str(_setting(Path(folder), "recipe_id"))
+
+
+def _setting(folder: Path, name: str) -> Any:
+    """A value of a prepared set's `preparation.json`."""
+    file = folder / "preparation.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no prepared recordings. Give the --output folder of scripts/prepare_data.py."
+        )
+    settings = read_object(file)
+    if settings is None or name not in settings:
+        raise ValueError(f"{file} is damaged, it says no {name}: prepare the recordings again.")
+    return settings[name]
 
 
 def shard_name(key: str) -> str:

@@ -49,15 +49,23 @@ def answer_probabilities(
     scores = []
     for start in tqdm(range(0, len(inputs["input_ids"]), batch_size), desc="answers", unit="batch"):
         rows = {name: tensor[start : start + batch_size].to(model.device) for name, tensor in inputs.items()}
-        scores.append(_log_likelihoods(model, rows, completions))
+        scores.append(log_likelihoods(model, rows, completions))
     model.train(was_training)
     return functional.softmax(torch.cat(scores).double(), dim=1).cpu().numpy()
 
 
-def _log_likelihoods(
+def log_likelihoods(
     model: NeuroLMForCausalLM, rows: dict[str, torch.Tensor], completions: list[list[int]]
 ) -> torch.Tensor:
-    """(windows, completions): log-likelihood of each completion after the prompt, among text tokens."""
+    """Log-likelihood of each completion after the prompt, among text tokens.
+
+    Args:
+        rows: the processor's output, padded on the left, on the model's device.
+        completions: token ids that may follow.
+
+    Returns:
+        (windows, completions)
+    """
     prefill = model(**rows, use_cache=True, logits_to_keep=1, text_logits_only=True)
     first = functional.log_softmax(prefill.logits[:, -1].float(), dim=-1)
     # text goes on at the position after the prompt's last

@@ -1,10 +1,13 @@
 """A task: what is asked about a window of EEG, and how. The only place where a prompt is written."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from .channels_neurolm import resolve_channel
 from .processing_neurolm import SEP_TOKEN
@@ -120,6 +123,31 @@ class Task:
             ValueError: the answer is not one of the task's.
         """
         return self.prompt() + self.completion(answer)
+
+    def shuffled(self, generator: np.random.Generator) -> tuple["Task", dict[str, str]]:
+        """The task with its lettered options in a random order, and the letter that each answer has there.
+
+        The letters stay and the options move between them, so that a model learns to read what a letter stands for.
+        For training only: answers of this task are scored in the order of its file. A task without letters stays as
+        it is.
+
+        Raises:
+            ValueError: the question does not end in one option for each letter.
+        """
+        if not self.lettered:
+            return self, {answer: answer for answer in self.classes}
+        options = "".join(rf"{re.escape(letter)} (.+?)([.,;]?\s*)" for letter in self.classes)
+        found = re.fullmatch(f"(.*?){options}", self.question or "", flags=re.DOTALL)
+        if found is None:
+            raise self._error("question", f"must end in the options {' '.join(self.classes)} for them to be shuffled")
+        start, *parts = found.groups()
+        order = generator.permutation(len(self.classes)).tolist()
+        question = start + "".join(
+            f"{letter} {parts[2 * option]}{parts[2 * place + 1]}"
+            for place, (letter, option) in enumerate(zip(self.classes, order, strict=True))
+        )
+        letters = {self.classes[option]: letter for letter, option in zip(self.classes, order, strict=True)}
+        return replace(self, question=question), letters
 
     def config_entry(self) -> dict[str, Any]:
         """The task as `NeuroLMConfig.tasks` keeps it."""

@@ -1,41 +1,101 @@
-"""The three stages of NeuroLM through the HF Trainer: what the Trainer does not know, and nothing it does.
+"""The three stages of NeuroLM through the HF Trainer: what the Trainer does not know, and nothing it does."""
 
-Windows in, batches out: the collators turn rows (`storage.row_signal` reads their signal) into what the models read.
-Tokenizer: patches. Pre-training: the patches' codes as labels. Instruction tuning: prompt and answer.
-"""
-
-from collections.abc import Iterable, Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import SequentialSampler
+from transformers import (
+    DataCollator,
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import logging
 
-from .channels_neurolm import CHANNEL_VOCABULARY
-from .modeling_neurolm import IGNORE_INDEX, NeuroLMVQModel
-from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
-from .storage import Row, row_signal
+from .checkpoints import WRITE_ERRORS, checkpoint_failed, seal, unseal
+from .metrics import balanced_accuracy
+from .modeling_neurolm import NeuroLMVQModel
+from .storage import Row
 from .tasks import Task
+from .training_set import TrainingSet
+from .validation import ReconstructionCallback, answer_counts, sample_statistics, validation_metrics
 
 
-LOGGED_OUTPUTS = (
+logger = logging.get_logger(__name__)
+
+# parts of the loss, and what is worth watching beside it
+LOSS_PARTS = (
     "frequency_loss",
     "raw_loss",
     "commitment_loss",
-    "codebook_usage",
-    "perplexity",
+    "eeg_alignment_loss",
+    "text_alignment_loss",
     "eeg_loss",
     "text_loss",
 )
+CODEBOOK_STATISTICS = ("codebook_usage", "perplexity")
+
+# so many rows are named where a batch is at fault
+NAMED_ROWS = 8
 
 
 class NeuroLMTrainer(Trainer):
-    """The Trainer, which also logs the parts of the loss and the state of the codebook."""
+    """The Trainer with NeuroLM's loss, which has several means at once, and with what it needs to lose nothing.
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    A step's loss is the mean over all EEG targets of the step plus the mean over all its text targets (tokenizer: over
+    patches), whatever micro-batches and processes they fall into. `processing_class`, the processor, is needed for
+    `answer_sets`. Batches may name their samples under `rows` (the collators do).
+
+    Args:
+        args, kwargs: as the Trainer's.
+        eval_data_collator: makes the batches of evaluation where it is another than `data_collator`, as without
+            augmentation.
+        answer_sets: name -> task and prepared windows with their `answer`. Each evaluation scores them:
+            `eval_NAME_balanced_accuracy`, and the mean of all as `eval_balanced_accuracy`.
+        skip_bad_batches: leave a micro-batch whose loss is not finite out of its step, with a warning, a line in
+            `skipped.jsonl` of the output folder and `skipped_batches` in the logs. Otherwise it is an error.
+
+    Raises:
+        ValueError: several GPUs in one process, counts not taken over all processes, answer sets that cannot be
+            scored; while training, a loss that is not finite.
+        OSError: while training, a checkpoint that could not be written.
+    """
+
+    model: Any
+    processing_class: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        eval_data_collator: DataCollator | None = None,
+        answer_sets: Mapping[str, tuple[Task, Sequence[Row]]] | None = None,
+        skip_bad_batches: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self._parts: dict[str, list[torch.Tensor]] = {}
+        self.compute_metrics = self._split_metrics
+        self.eval_data_collator = eval_data_collator
+        self.answer_sets = dict(answer_sets or {})
+        self.skip_bad_batches = skip_bad_batches
+        self._check_arguments()
+        # `compute_loss` divides by counts of the whole step, given by `_get_num_items_in_batch`
+        self.model_accepts_loss_kwargs = True
+        self._part_sums: dict[str, torch.Tensor] = {}
+        self._part_counts: dict[str, int] = {}
+        self._steps_to_log: set[int] = set()
+        self._skipped = 0
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ReconstructionCallback):
+                callback.callbacks = self.callback_handler.callbacks
 
     def compute_loss(
         self,
@@ -44,24 +104,172 @@ class NeuroLMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As the Trainer's; keeps the parts of the loss for the next log entry."""
+        """As the Trainer's; keeps the parts of the loss for the next log entry, and looks at what is not finite."""
+        inputs = dict(inputs)
+        rows = inputs.pop("rows", [])
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"The loss of step {self.state.global_step + 1} is {loss.item()}; this step has moved no weight."
-            )
         if model.training:
-            for name in LOGGED_OUTPUTS:
-                if (value := outputs.get(name)) is not None:
-                    self._parts.setdefault(name, []).append(value.detach())
+            self._steps_to_log.add(self.state.global_step)
+            if not torch.isfinite(loss):
+                loss = self._leave_out(loss, rows)
+            else:
+                self._keep_parts(outputs)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the Trainer's, with the means of the parts since the last entry."""
-        if "loss" in logs:
-            logs |= {name: float(torch.stack(values).mean()) for name, values in self._parts.items()}
-            self._parts.clear()
+        """As the Trainer's, with the parts of the loss since the last entry."""
+        if "loss" in logs and self._steps_to_log:
+            logs |= self._take_parts()
         super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, Any, Any]:
+        """In place of logits, what each sample adds to the metrics of its split: `validation.sample_statistics`."""
+        inputs = dict(self._prepare_inputs(inputs))
+        samples = len(inputs.pop("rows", next(iter(inputs.values()))))
+        if "labels" in inputs:
+            inputs["logits_at_targets"] = True
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        return (None, *sample_statistics(outputs, self._codebook_size, samples))
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As the Trainer's; then scores the answer sets."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if not self.answer_sets:
+            return output
+        accuracies = {f"{name}_": self._balanced_accuracy(*given) for name, given in self.answer_sets.items()}
+        accuracies[""] = sum(accuracies.values()) / len(accuracies)
+        scores = {f"{metric_key_prefix}_{name}balanced_accuracy": value for name, value in accuracies.items()}
+        return output._replace(metrics={**(output.metrics or {}), **scores})
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the Trainer's, with `eval_data_collator`."""
+        collator = self.data_collator
+        self.data_collator = self.eval_data_collator or collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Weight decay is for matrices, convolutions and embeddings, and for nothing else (the paper's recipe)."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        # a training set has the order of each epoch in itself
+        return SequentialSampler(dataset) if isinstance(dataset, TrainingSet) else super()._get_train_sampler(dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """The denominators of a step's losses: over all of its micro-batches, and over all processes."""
+        if not batch_samples:
+            return None
+        counts = torch.stack([self.model.count_loss_items(**batch) for batch in batch_samples]).sum(0)
+        return self.accelerator.reduce(counts.to(device), reduction="sum")
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the Trainer's; sealed when every process has written, and only then are older ones removed."""
+        run_folder = Path(self._get_output_dir(trial))
+        folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if self.args.should_save:
+                unseal(folder)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(folder)
+        except WRITE_ERRORS as error:
+            raise checkpoint_failed(error, folder, run_folder) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(str(run_folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _check_arguments(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"This process sees {self.args.n_gpu} GPUs, but the codebook's sums and the step's counts are of one "
+                f"process each: start one a GPU (torchrun --nproc_per_node {self.args.n_gpu} ...), or show it one "
+                "(CUDA_VISIBLE_DEVICES=0)."
+            )
+        if self.args.world_size > 1 and not self.args.average_tokens_across_devices:
+            raise ValueError(
+                "A step's loss is a mean over the targets of all processes: leave `average_tokens_across_devices` on."
+            )
+        if self.answer_sets and self.processing_class is None:
+            raise ValueError("`answer_sets` are asked by the processor: give it as `processing_class`.")
+        if self.answer_sets and isinstance(self.eval_dataset, dict):
+            raise ValueError("`answer_sets` are scored once an evaluation: give one `eval_dataset` beside them.")
+
+    @property
+    def _codebook_size(self) -> int:
+        config = self.model.config
+        return getattr(config, "eeg_config", config).codebook_size
+
+    def _split_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return validation_metrics(prediction, self._codebook_size)
+
+    def _balanced_accuracy(self, task: Task, rows: Sequence[Row]) -> float:
+        """Of the answers about all rows, of which each process asks about its share."""
+        share = [rows[index] for index in range(self.args.process_index, len(rows), self.args.world_size)]
+        counts = answer_counts(self.model, self.processing_class, task, share, self.args.eval_batch_size)
+        counts = self.accelerator.reduce(counts.to(self.args.device), reduction="sum").cpu()
+        truth, answers = np.indices(counts.shape)
+        times = counts.long().flatten().numpy()
+        return balanced_accuracy(truth.flatten().repeat(times), answers.flatten().repeat(times))
+
+    def _leave_out(self, loss: torch.Tensor, rows: Sequence[str]) -> torch.Tensor:
+        """Reports a micro-batch without a loss; returns one whose gradient is zero."""
+        step = self.state.global_step + 1
+        named = ", ".join(rows[:NAMED_ROWS]) + (f" and {len(rows) - NAMED_ROWS} more" * (len(rows) > NAMED_ROWS))
+        what = f"The loss of step {step} is {loss.item()} in the batch of {named or 'rows without a name'}"
+        if not self.skip_bad_batches:
+            raise ValueError(
+                f"{what}; this step has moved no weight. Look at these windows (a dead channel, a wrong unit), try a "
+                "lower learning rate or bf16 in place of fp16, or go on without such batches (`skip_bad_batches`)."
+            )
+        logger.warning(f"{what}: it is left out.")
+        with open(Path(self._get_output_dir(None)) / "skipped.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "loss": str(loss.item()), "rows": list(rows)}) + "\n")
+        self._skipped += 1
+        if hasattr(self.model, "drop_codebook_step"):
+            self.model.drop_codebook_step()
+        # not through what is not finite, and yet to every parameter: other processes wait for their gradients
+        return torch.stack([0.0 * p.float().sum() for p in self.model.parameters() if p.requires_grad]).sum()
+
+    def _keep_parts(self, outputs: Any) -> None:
+        for name in (*LOSS_PARTS, *CODEBOOK_STATISTICS):
+            if (value := outputs.get(name)) is not None:
+                self._part_sums[name] = self._part_sums.get(name, 0.0) + value.detach().float()
+                self._part_counts[name] = self._part_counts.get(name, 0) + 1
+
+    def _take_parts(self) -> dict[str, float]:
+        """Since the last call and over all processes: parts of the loss by step, means of the statistics."""
+        names = (*LOSS_PARTS, *CODEBOOK_STATISTICS)
+        sums = [float(self._part_sums.get(name, 0.0)) for name in names]
+        counts = [self._part_counts.get(name, 0) for name in names]
+        own = torch.tensor([*sums, *counts, self._skipped], dtype=torch.float32, device=self.args.device)
+        totals = self.accelerator.reduce(own, reduction="sum").tolist()
+        steps = len(self._steps_to_log)
+        parts = {
+            name: total / (steps if name in LOSS_PARTS else count)
+            for name, total, count in zip(names, totals, totals[len(names) :], strict=False)
+            if count
+        }
+        if self.skip_bad_batches:
+            parts["skipped_batches"] = totals[-1]
+        self._part_sums, self._part_counts, self._steps_to_log, self._skipped = {}, {}, set(), 0
+        return parts
 
 
 class CodebookCallback(TrainerCallback):
@@ -71,6 +279,15 @@ class CodebookCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         kwargs["model"].update_codebook()
+
+
+class AlignmentScheduleCallback(TrainerCallback):
+    """Lets the tokenizer's adversary set in gently (paper, section 3.1): 2 / (1 + exp(-10 p)) - 1 at share p."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kwargs["model"].reversal_strength = 2 / (1 + math.exp(-10 * state.global_step / state.max_steps)) - 1
 
 
 class QuantizerScheduleCallback(TrainerCallback):
@@ -111,116 +328,6 @@ class QuantizerScheduleCallback(TrainerCallback):
         kwargs["model"].config.update(self._own)
 
 
-class EEGCollator:
-    """Batches for the neural tokenizer: patches and the ids of their channels and seconds."""
-
-    def __init__(self, feature_extractor: EEGFeatureExtractor):
-        self.feature_extractor = feature_extractor
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        batch = self.feature_extractor.collate([[window_segment(self.feature_extractor, row)] for row in rows])
-        batch = batch.convert_to_tensors("pt")
-        return {name: batch[name] for name in batch if name != "eeg_segment_ids"}
-
-
-class PretrainingCollator:
-    """Batches for multi-channel autoregression: every patch's code is a label (paper, section 3.2).
-
-    Args:
-        processor: its placeholder is the label that stands for a patch's code.
-        texts: sentences to draw from, so that the language model keeps its language; `None` trains on EEG alone.
-        texts_per_batch: how many join each batch as rows without EEG.
-    """
-
-    def __init__(self, processor: NeuroLMProcessor, texts: Sequence[str] | None = None, texts_per_batch: int = 0):
-        if texts_per_batch and not texts:
-            raise ValueError("`texts_per_batch` needs `texts` to draw from.")
-        self.processor = processor
-        self.texts = texts or []
-        self.texts_per_batch = texts_per_batch
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        drawn = torch.randint(len(self.texts), (self.texts_per_batch,)).tolist() if self.texts_per_batch else []
-        end = self.processor.tokenizer.eos_token
-        texts = [self.processor.eeg_token] * len(rows) + [self.texts[index] + end for index in drawn]
-        batch = _eeg_and_text(self.processor, rows, texts)
-        return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)}
-
-
-class InstructionCollator:
-    """Batches for instruction tuning: EEG, prompt and answer, with a loss on what follows the prompt (section 3.3).
-
-    Args:
-        processor, task: what writes the prompt, and which.
-        channel_dropout: share of channels that are left out of a training window, at random. 0 keeps all.
-    """
-
-    def __init__(self, processor: NeuroLMProcessor, task: Task, channel_dropout: float = 0.0):
-        self.processor = processor
-        self.task = task
-        self.channel_dropout = channel_dropout
-        self.prompt_length = len(processor.tokenizer(task.prompt())["input_ids"])
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        rows = [drop_channels(row, self.channel_dropout) for row in rows]
-        texts = [self.processor.eeg_token + self.task.training_text(row["answer"]) for row in rows]
-        batch = _eeg_and_text(self.processor, rows, texts)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
-        # text starts after the last placeholder, wherever the padding is
-        is_eeg = batch["mm_token_type_ids"] > 0
-        after_eeg = (batch["attention_mask"] * ~is_eeg).cumsum(1)
-        labels = labels.masked_fill(is_eeg | (after_eeg <= self.prompt_length), IGNORE_INDEX)
-        return {**batch, "labels": labels}
-
-
-def window_segment(feature_extractor: EEGFeatureExtractor, row: Row) -> EEGSegment:
-    """The patches of a row, whose `channels` are vocabulary names.
-
-    Raises:
-        ValueError: what `checked_signal` refuses.
-    """
-    signal = checked_signal(feature_extractor, row)
-    ids = np.array([_CHANNEL_IDS[name] for name in row["channels"]])
-    return feature_extractor.to_segment(signal, ids)
-
-
-def checked_signal(feature_extractor: EEGFeatureExtractor, row: Row) -> NDArray[np.float32]:
-    """The signal of a row, float32 (channels, samples). A window that would spoil a training is refused.
-
-    Raises:
-        ValueError: prepared by another recipe, channels that are no vocabulary names or do not fit the signal, values
-            that are not finite.
-    """
-    where = f"{row.get('recording', 'a window')} at {float(row.get('start', 0.0)):g} s"
-    if row.get("recipe_id", feature_extractor.recipe_id) != feature_extractor.recipe_id:
-        raise ValueError(
-            f"{where}: prepared by recipe {row['recipe_id']}, but this feature extractor's is "
-            f"{feature_extractor.recipe_id}: prepare the recordings again, or load the extractor of that recipe."
-        )
-    signal, channels = row_signal(row), list(row["channels"])
-    if unknown := [name for name in channels if name not in _CHANNEL_IDS]:
-        raise ValueError(f"{where}: {', '.join(unknown)} are no names of the channel vocabulary.")
-    if len(signal) != len(channels):
-        raise ValueError(f"{where}: {len(signal)} rows of signal for {len(channels)} channels.")
-    finite = np.isfinite(signal)
-    if not finite.all():
-        row_index, sample = (int(index) for index in np.argwhere(~finite)[0])
-        second = float(row.get("start", 0.0)) + sample / feature_extractor.sampling_rate
-        raise ValueError(f"{where}: channel {channels[row_index]} is not finite at {second:g} s.")
-    return signal
-
-
-def drop_channels(row: Row, share: float) -> Row:
-    """The row without a random `share` of its channels; torch's generator decides. At least one channel stays."""
-    if share <= 0:
-        return row
-    keep = torch.rand(len(row["channels"])) >= share
-    if not keep.any():
-        keep[int(torch.randint(len(keep), ()))] = True
-    kept = keep.nonzero().squeeze(1).tolist()
-    return {**row, "signal": row_signal(row)[kept], "channels": [row["channels"][i] for i in kept]}
-
-
 @torch.no_grad()
 def standardize_features(model: NeuroLMVQModel, batches: Iterable[dict[str, torch.Tensor]]) -> None:
     """Gives each encoder feature mean 0 and variance 1 over `batches`, without changing any code.
@@ -242,20 +349,3 @@ def standardize_features(model: NeuroLMVQModel, batches: Iterable[dict[str, torc
     head.weight.copy_(weight * deviation)
     norm.weight.copy_(norm.weight.double() / deviation)
     norm.bias.copy_((norm.bias.double() - mean) / deviation)
-
-
-_CHANNEL_IDS = {name: index for index, name in enumerate(CHANNEL_VOCABULARY)}
-
-
-def _eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], texts: list[str]) -> dict[str, torch.Tensor]:
-    """Model inputs of prepared windows, one a text; texts beyond the rows have no EEG."""
-    signals = [checked_signal(processor.feature_extractor, row) for row in rows]
-    without: list[list] = [[] for _ in texts[len(rows) :]]
-    batch = processor(
-        eeg=[[signal] for signal in signals] + without,
-        text=texts,
-        ch_names=[[list(row["channels"])] for row in rows] + without,
-        prepared_by=processor.feature_extractor.recipe_id,
-        return_tensors="pt",
-    )
-    return dict(batch)

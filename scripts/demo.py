@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from neurolm_hf.baseline import baseline_probabilities
+from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
 from neurolm_hf.configuration_neurolm import NeuroLMVQConfig
 from neurolm_hf.metrics import auroc, balanced_accuracy, interval_over_subjects
 from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQModel
@@ -60,10 +61,7 @@ from neurolm_hf.storage import load_prepared, row_signal
 from neurolm_hf.tasks import Task, load_task
 from neurolm_hf.training import (
     CodebookCallback,
-    EEGCollator,
-    InstructionCollator,
     NeuroLMTrainer,
-    PretrainingCollator,
     QuantizerScheduleCallback,
     standardize_features,
 )
@@ -298,7 +296,7 @@ def train_tokenizer(
     vq.eval()
     sample = np.linspace(0, len(data.corpus) - 1, num=min(256, len(data.corpus)), dtype=int)
     batches = (collate([data.corpus[int(i)] for i in part]) for part in np.array_split(sample, len(sample) // 32 + 1))
-    standardize_features(vq, ({name: t.to(vq.device) for name, t in batch.items()} for batch in batches))
+    standardize_features(vq, (on_device(batch, vq.device) for batch in batches))
     return vq
 
 
@@ -432,7 +430,7 @@ def draw(
         data.test[index] for index in np.linspace(0, len(data.test) - 1, num=min(64, len(data.test)), dtype=int)
     ]
     with torch.no_grad():
-        outputs = vq(**{name: tensor.to(vq.device) for name, tensor in collate(windows).items()})
+        outputs = vq(**on_device(collate(windows), vq.device))
     channels = list(windows[0]["channels"])
 
     def traces(patches: torch.Tensor) -> np.ndarray:
@@ -473,6 +471,11 @@ def curves(trainer: NeuroLMTrainer, *names: str) -> dict[str, tuple[list[float],
         name: ([entry["step"] for entry in history if name in entry], [e[name] for e in history if name in e])
         for name in names
     }
+
+
+def on_device(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+    """What a model reads of a batch, where that model is."""
+    return {name: value.to(device) for name, value in batch.items() if name != "rows"}
 
 
 def announce(stage: str) -> None:

@@ -8,6 +8,8 @@ from neurolm_hf.prepared_set import (
     BEGUN,
     file_sha256,
     open_output,
+    prepared_recipe_id,
+    prepared_task,
     read_report,
     remove_leftovers,
     shard_name,
@@ -15,6 +17,7 @@ from neurolm_hf.prepared_set import (
     text_sha256,
     to_json,
 )
+from neurolm_hf.tasks import TASK_FILES, load_task
 
 
 def put(path: Path, text: str = "") -> Path:
@@ -185,3 +188,23 @@ def test_a_summary_adds_up(tmp_path: Path) -> None:
 
 def test_digests(tmp_path: Path) -> None:
     assert file_sha256(put(tmp_path / "a", "ä")) == text_sha256("ä") == hashlib.sha256("ä".encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in TASK_FILES.glob("*.json")))
+def test_the_task_of_a_prepared_set(tmp_path: Path, name: str) -> None:
+    task = load_task(name)
+    put(tmp_path / "preparation.json", to_json({"task_file": asdict(task), "recipe_id": "0123456789ab"}))
+    assert prepared_task(tmp_path) == task
+    assert list(prepared_task(tmp_path).answers) == list(task.answers)
+    assert prepared_recipe_id(tmp_path) == "0123456789ab"
+
+
+def test_a_folder_that_holds_no_readable_task(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no prepared recordings"):
+        prepared_task(tmp_path)
+    put(tmp_path / "preparation.json", "[]")
+    with pytest.raises(ValueError, match=r"preparation\.json is damaged, it says no recipe_id"):
+        prepared_recipe_id(tmp_path)
+    put(tmp_path / "preparation.json", to_json({"task_file": asdict(load_task("Workload")) | {"colour": 1}}))
+    with pytest.raises(ValueError, match=r"preparation\.json: task_file has no field colour"):
+        prepared_task(tmp_path)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from recording_files import SHARED, needs_shared
 from task_layouts import TABLE_TASK
@@ -74,6 +75,53 @@ def test_lettered_prompt_stops_after_the_bracket():
     assert task.prompt() == f"[SEP]{task.question} Answer: ("
     assert task.completion("(B)") == "B) <|endoftext|>"
     assert task.training_text("(B)") == f"[SEP]{task.question} Answer: (B) <|endoftext|>"
+
+
+OPTIONS = {"(A)": "Wake", "(B)": "REM", "(C)": "Other"}
+
+
+def test_shuffled_options_move_between_the_letters():
+    task, seen = lettered(), set()
+    for seed in range(60):
+        other, letters = task.shuffled(np.random.default_rng(seed))
+        order = [OPTIONS[answer] for answer in sorted(letters, key=letters.get)]
+        text = "Question: Which sleep type is this? Options: (A) {}. (B) {}. (C) {}."
+        assert other.question == text.format(*order)
+        assert other.prompt() == f"[SEP]{other.question} Answer: ("
+        assert other.classes == task.classes
+        seen.add(other.question)
+    assert len(seen) == 6
+    assert task.shuffled(np.random.default_rng(1)) == task.shuffled(np.random.default_rng(1))
+
+
+def test_the_last_option_may_end_otherwise():
+    task = lettered(question="Question: Which? (A) one, e.g. a spike, (B) two, (C) three?")
+    for seed in range(20):
+        other, letters = task.shuffled(np.random.default_rng(seed))
+        words = {"(A)": "one, e.g. a spike", "(B)": "two", "(C)": "three?"}
+        assert all(f"{letters[answer]} {words[answer]}" in other.question for answer in words)
+
+
+def test_a_task_without_letters_is_not_shuffled(workload):
+    task, letters = workload.shuffled(np.random.default_rng(0))
+    assert task is workload
+    assert letters == {"No": "No", "Yes": "Yes"}
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in TASK_FILES.glob("*.json")))
+def test_every_shipped_task_can_be_shuffled(name):
+    task = load_task(name)
+    other, letters = task.shuffled(np.random.default_rng(0))
+    assert sorted(letters) == sorted(letters.values()) == sorted(task.classes)
+    if task.lettered:
+        assert sorted(other.question) == sorted(task.question)
+        assert other.question != task.question
+
+
+def test_options_that_are_not_in_the_question_cannot_be_shuffled():
+    task = lettered(question="Question: Which sleep type is this, (A) wake or (B) REM?")
+    with pytest.raises(ValueError, match=r"Task Sleep: question must end in the options \(A\) \(B\) \(C\)"):
+        task.shuffled(np.random.default_rng(0))
 
 
 def test_classes_follow_their_index(workload):

@@ -1,174 +1,131 @@
+import json
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny import EEG, randomize, text_config, vq_batch, vq_config, vq_model
-from transformers import TrainingArguments
-
-from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQModel
-from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
-from neurolm_hf.storage import encode_row
-from neurolm_hf.tasks import load_task
-from neurolm_hf.training import (
-    CodebookCallback,
-    EEGCollator,
-    InstructionCollator,
-    NeuroLMTrainer,
-    PretrainingCollator,
-    QuantizerScheduleCallback,
-    drop_channels,
-    standardize_features,
-    window_segment,
+from small_trainings import (
+    ROWS,
+    TASK,
+    EpochRecorder,
+    GradientCallback,
+    SpoilingCollator,
+    adversarial_tokenizer,
+    arguments,
+    assert_same_steps,
+    fixed,
+    gradients,
+    language_model,
+    large_batches,
+    make_processor,
+    stages,
 )
+from tiny import EEG, vq_batch, vq_config, vq_model
+from transformers import TrainerCallback
 
-
-TASK = load_task("Workload")
-TEXTS = ["Alpha fades during work.", "Theta grows over the midline."]
-
-
-def row(channels: tuple[str, ...] = ("C3", "C4", "CZ"), seconds: int = 2, answer: str = "Yes", seed: int = 0) -> dict:
-    signal = np.random.default_rng(seed).normal(size=(len(channels), 200 * seconds)).astype(np.float32)
-    return {"signal": signal, "channels": list(channels), "answer": answer}
-
-
-HOLE = np.where(np.arange(1200).reshape(3, 400) == 450, np.nan, 0.5)
-ROWS = [
-    row(),
-    row(("FP1", "O2"), 3, "No", seed=1),
-    row(("PZ",), 2, "Yes", seed=2),
-    row(("FP1", "CZ"), 2, "No", seed=3),
-]
+from neurolm_hf import NeuroLMVQModel, training
+from neurolm_hf.checkpoints import is_complete
+from neurolm_hf.collators import EEGCollator, InstructionCollator
+from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor
+from neurolm_hf.training import (
+    LOSS_PARTS,
+    AlignmentScheduleCallback,
+    CodebookCallback,
+    NeuroLMTrainer,
+    QuantizerScheduleCallback,
+    standardize_features,
+)
 
 
 @pytest.fixture(scope="module")
 def processor() -> NeuroLMProcessor:
-    texts = [*TEXTS, *(TASK.training_text(answer) for answer in TASK.classes)]
-    return NeuroLMProcessor(EEGFeatureExtractor(), train_text_tokenizer(texts, vocab_size=320))
+    return make_processor()
 
 
-def language_model(processor: NeuroLMProcessor) -> NeuroLMForCausalLM:
+def small_tokenizer(**changes: Any) -> NeuroLMVQModel:
     torch.manual_seed(0)
-    config = NeuroLMConfig(
-        eeg_config=vq_config(num_channel_embeddings=256).to_dict(),
-        text_config=text_config("gpt2", vocab_size=len(processor.tokenizer)),
-        eeg_token_id=processor.eeg_token_id,
+    return NeuroLMVQModel(vq_config(num_channel_embeddings=256, **changes))
+
+
+def log_entries(trainer: NeuroLMTrainer) -> list[dict]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("name", ["vq", "pretraining", "unfrozen", "lora"])
+@pytest.mark.parametrize(
+    ("accumulation", "steps"),
+    [(4, [(ROWS, 4)] * 2), (3, [(ROWS[:6], 3), (ROWS[6:], 1)])],
+    ids=["7 rows in 4 batches", "6 rows in 3 batches, then 1"],
+)
+def test_micro_batches_give_the_gradient_of_one_large_batch(
+    tmp_path: Path, name: str, accumulation: int, steps: list
+) -> None:
+    stage, kept = stages()[name], GradientCallback()
+    trainer = NeuroLMTrainer(
+        model=stage.model(),
+        args=fixed(tmp_path, max_steps=2, gradient_accumulation_steps=accumulation),
+        train_dataset=ROWS,
+        data_collator=stage.collator(1),
+        callbacks=[kept, *([CodebookCallback()] if name == "vq" else [])],
     )
-    return randomize(NeuroLMForCausalLM(config))
+    trainer.train()
+    assert_same_steps(kept.steps, large_batches(stage, steps))
+    for entry in log_entries(trainer):
+        assert sum(entry.get(part, 0.0) for part in LOSS_PARTS) == pytest.approx(entry["loss"], rel=1e-5)
 
 
-def arguments(tmp_path: Any, **changes: Any) -> TrainingArguments:
-    given = {
-        "output_dir": str(tmp_path),
-        "max_steps": 4,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "remove_unused_columns": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    return TrainingArguments(**{**given, **changes})
+def test_logged_parts_are_means_over_the_steps_of_an_entry(tmp_path: Path) -> None:
+    stage = stages()["pretraining"]
+    trainer = NeuroLMTrainer(
+        model=stage.model(),
+        args=fixed(tmp_path, max_steps=4, logging_steps=4, gradient_accumulation_steps=3),
+        train_dataset=ROWS,
+        data_collator=stage.collator(1),
+    )
+    trainer.train()
+    outputs = [stage.model()(**stage.collator(texts)(rows)) for rows, texts in [(ROWS[:6], 3), (ROWS[6:], 1)]]
+    (entry,) = log_entries(trainer)
+    # the row of the second step has no target of EEG
+    assert outputs[1].eeg_loss is None
+    assert entry["eeg_loss"] == pytest.approx(outputs[0].eeg_loss.item() / 2, rel=1e-5)
+    assert entry["text_loss"] == pytest.approx(sum(output.text_loss.item() for output in outputs) / 2, rel=1e-5)
+    assert entry["loss"] == pytest.approx(entry["eeg_loss"] + entry["text_loss"], rel=1e-5)
 
 
-def test_window_is_time_major_with_the_vocabulary_s_ids() -> None:
-    segment = window_segment(EEGFeatureExtractor(), ROWS[1])
-    assert segment.time_ids.tolist() == [0, 0, 1, 1, 2, 2]
-    assert [CHANNEL_VOCABULARY[index] for index in segment.channel_ids] == ["FP1", "O2"] * 3
-    np.testing.assert_array_equal(segment.values[3], ROWS[1]["signal"][1, 200:400])
+def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
+        NeuroLMTrainer(model=small_tokenizer(), args=args, train_dataset=ROWS, data_collator=EEGCollator)
 
 
-def stored(given: dict) -> dict:
-    """The row as a prepared set holds it."""
-    place = {"subject": "s", "recording": "a.edf", "start": 0.0}
-    recipe = {"sampling_rate": 200, "unit": "100uV", "recipe_id": EEGFeatureExtractor().recipe_id}
-    row = encode_row(given["signal"], given["channels"], **place, **recipe, task=TASK, answer=given["answer"])
-    return {**row, "signal": np.asarray(row["signal"], np.float32), "channels": np.array(row["channels"], object)}
+def test_weight_decay_is_for_matrices_and_embeddings(tmp_path: Path, processor: NeuroLMProcessor) -> None:
+    for model in (language_model(processor, freeze_eeg_encoder=False), adversarial_tokenizer()):
+        trainer = NeuroLMTrainer(model=model, args=arguments(tmp_path, weight_decay=0.1), train_dataset=ROWS)
+        decayed, rest = trainer.create_optimizer().param_groups
+        assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert {id(p) for p in decayed["params"]} == {id(p) for p in trained if p.ndim >= 2}
+        assert {id(p) for p in rest["params"]} == {id(p) for p in trained if p.ndim < 2}
+        names = trainer.get_decay_parameter_names(model)
+        assert any(name.endswith("patch_embedding.conv1.weight") for name in names)
+        assert any(name.endswith("channel_embedding.weight") for name in names)
+        assert not any(name.endswith(("bias", "norm.weight")) for name in names)
 
 
-@pytest.mark.parametrize("index", range(3))
-def test_stored_rows_give_the_batches_of_plain_ones(processor: NeuroLMProcessor, index: int) -> None:
-    rounded = [{**one, "signal": one["signal"].astype(np.float16)} for one in ROWS]
-    collate = collators(processor)[index]
-    plain, read = collate(rounded), collate([stored(one) for one in ROWS])
-    assert plain.keys() == read.keys()
-    assert all(torch.equal(plain[name], read[name]) for name in plain)
-
-
-def test_channels_of_a_stored_row_are_dropped_with_their_signal() -> None:
-    torch.manual_seed(0)
-    kept = drop_channels(stored(ROWS[0]), 0.5)
-    assert 0 < len(kept["channels"]) < 3
-    for name, signal in zip(kept["channels"], kept["signal"], strict=True):
-        np.testing.assert_allclose(signal, ROWS[0]["signal"][ROWS[0]["channels"].index(name)], rtol=1e-3, atol=1e-6)
-
-
-def test_eeg_collator_pads_different_montages() -> None:
-    batch = EEGCollator(EEGFeatureExtractor())(ROWS)
-    assert batch["input_values"].shape == (4, 6, 200)
-    assert batch["eeg_attention_mask"].sum(1).tolist() == [6, 6, 2, 4]
-    assert set(batch) == {"input_values", "eeg_channel_ids", "eeg_time_ids", "eeg_attention_mask"}
-    NeuroLMVQModel(vq_config(num_channel_embeddings=256))(**batch)
-
-
-def test_pretraining_labels_are_every_patch_and_the_text(processor: NeuroLMProcessor) -> None:
-    batch = PretrainingCollator(processor, TEXTS, texts_per_batch=2)(ROWS)
-    is_eeg = batch["input_ids"] == processor.eeg_token_id
-    assert is_eeg.sum(1).tolist() == [6, 6, 2, 4, 0, 0]
-    assert torch.equal(batch["labels"] == processor.eeg_token_id, is_eeg)
-    for ids, labels, mask in zip(
-        batch["input_ids"][4:], batch["labels"][4:], batch["attention_mask"][4:], strict=True
-    ):
-        text = processor.decode(ids[mask.bool()])
-        assert text.removesuffix("<|endoftext|>") in TEXTS
-        assert text.endswith("<|endoftext|>")
-        assert torch.equal(labels[mask.bool()], ids[mask.bool()])
-        assert (labels[~mask.bool()] == -100).all()
-    outputs = language_model(processor)(**batch)
-    assert outputs.eeg_loss is not None
-    assert outputs.text_loss is not None
-
-
-def test_pretraining_collator_needs_texts_to_draw_from(processor: NeuroLMProcessor) -> None:
-    with pytest.raises(ValueError, match="needs `texts`"):
-        PretrainingCollator(processor, texts_per_batch=1)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_instruction_labels_are_what_follows_the_prompt(processor: NeuroLMProcessor, side: str) -> None:
-    processor.tokenizer.padding_side = side
-    batch = InstructionCollator(processor, TASK)(ROWS)
-    processor.tokenizer.padding_side = "left"
-    for given, labels in zip(ROWS, batch["labels"], strict=True):
-        assert processor.tokenizer.decode(labels[labels != -100]) == f" {given['answer']} <|endoftext|>"
-    prompts = batch["input_ids"].masked_fill((batch["labels"] != -100) | (batch["attention_mask"] == 0), 0)
-    for ids, mask, labels in zip(prompts, batch["attention_mask"], batch["labels"], strict=True):
-        kept = ids[mask.bool() & (labels == -100) & (ids != processor.eeg_token_id)]
-        assert processor.tokenizer.decode(kept) == TASK.prompt()
-
-
-def test_instruction_labels_of_lettered_answers(processor: NeuroLMProcessor) -> None:
-    lettered = load_task("TUSL")
-    batch = InstructionCollator(processor, lettered)([{**ROWS[0], "answer": "(B)"}])
-    labels = batch["labels"][0]
-    assert processor.tokenizer.decode(labels[labels != -100]) == "B) <|endoftext|>"
-
-
-def test_channel_dropout_keeps_signal_and_name_together() -> None:
-    torch.manual_seed(0)
-    full = row(tuple(CHANNEL_VOCABULARY[:20]))
-    counts = []
-    for _ in range(200):
-        kept = drop_channels(full, 0.3)
-        counts.append(len(kept["channels"]))
-        for name, signal in zip(kept["channels"], kept["signal"], strict=True):
-            np.testing.assert_array_equal(signal, full["signal"][full["channels"].index(name)])
-    assert 13 < np.mean(counts) < 15
-    assert drop_channels(full, 0.0) is full
-    assert len(drop_channels(row(("CZ",)), 1.0)["channels"]) == 1
+def test_alignment_schedule_is_the_paper_s(tmp_path: Path) -> None:
+    model = adversarial_tokenizer()
+    seen: list[float] = []
+    model.register_forward_hook(lambda *_: seen.append(model.reversal_strength))
+    NeuroLMTrainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=4, gradient_accumulation_steps=2),
+        train_dataset=ROWS,
+        data_collator=EEGCollator(EEGFeatureExtractor()),
+        callbacks=[CodebookCallback(), AlignmentScheduleCallback()],
+    ).train()
+    progress = torch.tensor([0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75])
+    torch.testing.assert_close(torch.tensor(seen), torch.tanh(5 * progress))
 
 
 def test_standardized_features_have_unit_scale_and_the_same_codes() -> None:
@@ -184,8 +141,8 @@ def test_standardized_features_have_unit_scale_and_the_same_codes() -> None:
     assert not torch.allclose(before.features, after.features, atol=1e-2)
 
 
-def test_trainer_moves_the_codebook_once_a_step_and_logs_the_parts(tmp_path: Any, monkeypatch: Any) -> None:
-    model = NeuroLMVQModel(vq_config(num_channel_embeddings=256))
+def test_trainer_moves_the_codebook_once_a_step_and_logs_the_parts(tmp_path: Path, monkeypatch: Any) -> None:
+    model = small_tokenizer()
     updates, forwards = [], []
     update = model.update_codebook
     monkeypatch.setattr(model, "update_codebook", lambda: (updates.append(1), update()))
@@ -209,8 +166,8 @@ def test_trainer_moves_the_codebook_once_a_step_and_logs_the_parts(tmp_path: Any
         assert total == pytest.approx(entry["loss"], rel=1e-3)
 
 
-def test_quantizer_schedule(tmp_path: Any) -> None:
-    model = NeuroLMVQModel(vq_config(num_channel_embeddings=256, dead_code_threshold=0.1))
+def test_quantizer_schedule(tmp_path: Path) -> None:
+    model = small_tokenizer(dead_code_threshold=0.1)
     seen = []
     model.register_forward_hook(
         lambda *_: seen.append(
@@ -232,8 +189,8 @@ def test_quantizer_schedule(tmp_path: Any) -> None:
     assert (model.config.quantizer_bypass, model.config.dead_code_threshold) == (0.0, 0.1)
 
 
-def test_quantizer_schedule_is_not_saved(tmp_path: Any) -> None:
-    model = NeuroLMVQModel(vq_config(num_channel_embeddings=256, quantizer_bypass=0.25))
+def test_quantizer_schedule_is_not_saved(tmp_path: Path) -> None:
+    model = small_tokenizer(quantizer_bypass=0.25)
     NeuroLMTrainer(
         model=model,
         args=arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1),
@@ -245,47 +202,144 @@ def test_quantizer_schedule_is_not_saved(tmp_path: Any) -> None:
         assert NeuroLMVQModel.from_pretrained(tmp_path / f"checkpoint-{step}").config.quantizer_bypass == 0.25
 
 
-def collators(processor: NeuroLMProcessor) -> list:
-    extractor = processor.feature_extractor
-    return [EEGCollator(extractor), PretrainingCollator(processor), InstructionCollator(processor, TASK)]
-
-
-@pytest.mark.parametrize("index", range(3))
-@pytest.mark.parametrize(
-    ("spoilt", "message"),
-    [
-        ({"recipe_id": "deadbeef0000"}, "a.edf at 4 s: prepared by recipe deadbeef0000"),
-        ({"channels": ["C3", "Fp1", "CZ"]}, "a.edf at 4 s: Fp1"),
-        ({"channels": ["C3", "C4"]}, "3 rows of signal for 2 channels"),
-        (
-            {"signal": HOLE},
-            r"channel C4 is not finite at 4\.25",
-        ),
-    ],
-)
-def test_a_spoilt_window_is_named(processor: NeuroLMProcessor, index: int, spoilt: dict, message: str) -> None:
-    bad = {**row(), "recording": "a.edf", "start": 4.0, **spoilt}
-    with pytest.raises(ValueError, match=message):
-        collators(processor)[index]([ROWS[0], bad])
-
-
-def test_a_loss_that_is_not_finite_stops_before_a_weight_moves(tmp_path: Any, monkeypatch: Any) -> None:
-    model = NeuroLMVQModel(vq_config(num_channel_embeddings=256))
-    before = model.raw_decoder.embedding.weight.clone()
-    collate = EEGCollator(EEGFeatureExtractor())
+def test_a_loss_that_is_not_finite_stops_before_a_weight_moves(tmp_path: Path) -> None:
+    model = adversarial_tokenizer()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainer = NeuroLMTrainer(
         model=model,
-        args=arguments(tmp_path),
+        args=arguments(tmp_path, train_sampling_strategy="sequential", gradient_accumulation_steps=2),
         train_dataset=ROWS,
-        data_collator=lambda rows: {**(batch := collate(rows)), "input_values": batch["input_values"] * float("inf")},
+        data_collator=SpoilingCollator(),
         callbacks=[CodebookCallback()],
     )
-    with pytest.raises(ValueError, match="step 1 is nan"):
+    with pytest.raises(ValueError, match=r"step 1 is nan in the batch of 2.edf at 4 s \(s2\), 3.edf at 4 s \(s3\); "):
         trainer.train()
-    assert torch.equal(before, model.raw_decoder.embedding.weight)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_instruction_tuning_lowers_the_loss_and_leaves_the_encoder(tmp_path: Any, processor: NeuroLMProcessor) -> None:
+def test_a_bad_batch_is_left_out_and_reported(tmp_path: Path) -> None:
+    kept = GradientCallback()
+    trainer = NeuroLMTrainer(
+        model=adversarial_tokenizer(),
+        args=fixed(tmp_path, max_steps=4, logging_steps=2, gradient_accumulation_steps=2),
+        train_dataset=ROWS,
+        data_collator=SpoilingCollator(1),
+        callbacks=[kept, CodebookCallback()],
+        skip_bad_batches=True,
+    )
+    trainer.train()
+    (first, second) = (json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines())
+    assert first == {"step": 1, "loss": "nan", "rows": ["2.edf at 4 s (s2)", "3.edf at 4 s (s3)"]}
+    assert second["step"] == 3
+    assert [entry["skipped_batches"] for entry in log_entries(trainer)] == [1, 1]
+    assert all(torch.tensor(entry["raw_loss"]).isfinite() for entry in log_entries(trainer))
+
+    # what is left of step 1: the first batch, as its part of the whole step
+    stage, model = stages()["vq"], adversarial_tokenizer().train()
+    start = model.vq.encoder.quantizer.codebook.clone()
+    whole, good = stage.collator(2)(ROWS[:4]), stage.collator(1)(ROWS[:2])
+    good.pop("rows")
+    model(**good, num_items_in_batch=model.count_loss_items(**whole)).loss.backward()
+    assert_same_steps([kept.steps[0]], [{**gradients(model), "vq.encoder.quantizer.codebook": start}])
+    # step 2 is whole again, its codebook moves
+    model.zero_grad()
+    model.drop_codebook_step()
+    model.update_codebook()
+    batch = stage.collator(2)(ROWS[4:])
+    batch.pop("rows")
+    model(**batch).loss.backward()
+    model.update_codebook()
+    moved = model.vq.encoder.quantizer.codebook
+    assert not torch.equal(moved, start)
+    assert_same_steps([kept.steps[1]], [{**gradients(model), "vq.encoder.quantizer.codebook": moved}])
+
+
+def test_a_bad_first_batch_does_not_place_the_codebook(tmp_path: Path) -> None:
+    model = small_tokenizer()
+    start, placed = model.encoder.quantizer.codebook.clone(), []
+    model.register_forward_hook(lambda *_: placed.append(bool(model.encoder.quantizer.initialized)))
+    NeuroLMTrainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=2, train_sampling_strategy="sequential"),
+        train_dataset=[ROWS[3], ROWS[2], *ROWS[:2]],
+        data_collator=SpoilingCollator(),
+        callbacks=[CodebookCallback()],
+        skip_bad_batches=True,
+    ).train()
+    assert placed == [False, True]
+    assert not torch.equal(start, model.encoder.quantizer.codebook)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_a_training_set_keeps_its_order_and_epoch_through_a_resume(tmp_path: Path) -> None:
+    def train(max_steps: int, resume: bool) -> list[tuple]:
+        rows = EpochRecorder()
+        NeuroLMTrainer(
+            model=small_tokenizer(),
+            args=arguments(tmp_path, max_steps=max_steps, save_strategy="steps", save_steps=1),
+            train_dataset=rows,
+            data_collator=EEGCollator(EEGFeatureExtractor()),
+            callbacks=[CodebookCallback()],
+        ).train(resume_from_checkpoint=resume)
+        return rows.draws
+
+    # seven rows in four batches; a loader reads one batch ahead
+    expected = [(3, epoch, index) for epoch in range(3) for index in range(7)]
+    assert train(6, resume=False)[:11] == expected[:11]
+    assert train(12, resume=True) == expected[11:]
+
+
+def test_checkpoints_are_sealed_before_older_ones_go(tmp_path: Path, monkeypatch: Any) -> None:
+    there: list[tuple] = []
+    seal = training.seal
+
+    def observed(folder: Path) -> None:
+        there.append(tuple(sorted(path.name for path in tmp_path.glob("checkpoint-*"))))
+        assert not is_complete(folder)
+        assert (folder / "trainer_state.json").is_file()
+        seal(folder)
+
+    monkeypatch.setattr(training, "seal", observed)
+    args = arguments(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1)
+    trainer = NeuroLMTrainer(
+        model=small_tokenizer(),
+        args=args,
+        train_dataset=ROWS,
+        data_collator=EEGCollator(EEGFeatureExtractor()),
+        callbacks=[CodebookCallback()],
+    )
+    trainer.train()
+    # the one before is still there when the next is whole
+    assert there == [("checkpoint-1",), ("checkpoint-1", "checkpoint-2"), ("checkpoint-2", "checkpoint-3")]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert is_complete(tmp_path / "checkpoint-3")
+    assert args.save_total_limit == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: Any) -> None:
+    class FullDisk(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                monkeypatch.setattr(training, "seal", fail)
+
+    def fail(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = NeuroLMTrainer(
+        model=small_tokenizer(),
+        args=arguments(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1),
+        train_dataset=ROWS,
+        data_collator=EEGCollator(EEGFeatureExtractor()),
+        callbacks=[CodebookCallback(), FullDisk()],
+    )
+    with pytest.raises(OSError, match=r"checkpoint-2 could not be written: .*checkpoint-1 is complete"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_instruction_tuning_lowers_the_loss_and_leaves_the_encoder(
+    tmp_path: Path, processor: NeuroLMProcessor
+) -> None:
     model = language_model(processor)
     encoder = {name: tensor.clone() for name, tensor in model.model.eeg_encoder.state_dict().items()}
     trainer = NeuroLMTrainer(

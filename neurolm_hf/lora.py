@@ -1,0 +1,93 @@
+"""LoRA on the language model alone: which layers an adapter goes to, whatever the decoder."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .modeling_neurolm import NeuroLMForCausalLM
+
+
+# As PEFT matches them: a pattern from the start, names of whole modules by their end.
+LANGUAGE_MODEL = "model.language_model"
+EEG_MODULES = ("model.eeg_projector", "model.channel_embedding")
+
+
+def lora_config(
+    model: NeuroLMForCausalLM,
+    rank: int = 16,
+    alpha: int | None = None,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+    eeg_projector: bool = False,
+    new_tokens: Sequence[int] = (),
+) -> LoraConfig:
+    """What PEFT needs to adapt the language model. The frozen EEG encoder is never adapted.
+
+    Args:
+        model: the model that the adapter is for.
+        rank: of the low-rank matrices.
+        alpha: their product is scaled by `alpha / rank`; None is twice the rank.
+        dropout: of what goes into them.
+        targets: names of linear layers of the decoder, as `q_proj` or `attn.c_proj`; `lm_head` is one too. None: all
+            linear layers of its blocks.
+        eeg_projector: train the projector of EEG features and the channel embedding along, in full.
+        new_tokens: ids of text tokens whose embedding rows are trained along, such as `[SEP]`'s.
+
+    Raises:
+        ValueError: a rank below 1, or a target that is no linear layer of the decoder.
+    """
+    if rank < 1:
+        raise ValueError(f"The rank of LoRA is 1 or more, not {rank}.")
+    layers = _linear_layers(model)
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    chosen = list(targets) if targets else names
+    reached = {target: [layer for name, layer in layers.items() if _ends_with(name, target)] for target in chosen}
+    for target, found in reached.items():
+        if not found and target != "lm_head":
+            raise ValueError(
+                f"{target!r} is no linear layer of the language model; its layers are {', '.join(names)}, lm_head."
+            )
+    inside = "|".join(re.escape(target) for target, found in reached.items() if found)
+    patterns = [rf"{re.escape(LANGUAGE_MODEL)}\.(.*\.)?({inside})"] if inside else []
+    patterns += ["lm_head"] if "lm_head" in chosen else []
+    trained_whole = [name for name in EEG_MODULES if any(True for _ in model.get_submodule(name).parameters())]
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules="|".join(f"({pattern})" for pattern in patterns),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for found in reached.values() for layer in found),
+        modules_to_save=trained_whole if eeg_projector else None,
+        trainable_token_indices={embedding: sorted(set(new_tokens))} if new_tokens else None,
+    )
+
+
+def add_adapter(model: NeuroLMForCausalLM, base: str | Path, config: LoraConfig) -> PeftModel:
+    """The model with a new adapter, all else frozen.
+
+    Args:
+        base: where the model was loaded from, a folder or a Hub id. The adapter's config names it, a folder with its
+            absolute path, so that the adapter finds it from wherever it is opened.
+        config: from `lora_config`.
+    """
+    model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else str(base)
+    adapted: Any = get_peft_model(model, config)
+    return adapted
+
+
+def _linear_layers(model: NeuroLMForCausalLM) -> dict[str, nn.Module]:
+    """The linear layers of the decoder by their name in it; GPT-2's are a class of their own."""
+    decoder = model.get_submodule(LANGUAGE_MODEL)
+    return {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+
+
+def _ends_with(name: str, target: str) -> bool:
+    """Whether a dotted name is another one, or ends with it."""
+    return f".{name}".endswith(f".{target}")

@@ -1,0 +1,201 @@
+"""What a stage starts from: a checkpoint that fits it, or new weights where they were asked for by name.
+
+Everything that can be told from configurations is told before weights are read.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .configuration_neurolm import NeuroLMVQConfig
+from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel
+from .processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
+
+
+def new_vq(feature_extractor: EEGFeatureExtractor, fields: Mapping[str, Any]) -> NeuroLMVQModel:
+    """A neural tokenizer with random weights.
+
+    Args:
+        feature_extractor: of the data; its patches are the model's.
+        fields: of `NeuroLMVQConfig` that differ from the paper's.
+
+    Raises:
+        ValueError: fields that there are not, or that make no model.
+    """
+    of_data = {"patch_size": feature_extractor.patch_size, "max_seconds": feature_extractor.max_seconds}
+    _check_fields(NeuroLMVQConfig(), fields)
+    return NeuroLMVQModel(NeuroLMVQConfig(**of_data | dict(fields)))
+
+
+def load_vq(source: str, fields: Mapping[str, Any] | None = None) -> tuple[NeuroLMVQModel, EEGFeatureExtractor]:
+    """A trained neural tokenizer and the feature extractor it was trained behind.
+
+    Args:
+        source: folder or Hub id of a NeuroLMVQModel or NeuroLMVQForPreTraining.
+        fields: of its configuration that are to change; its weights must still fit.
+
+    Raises:
+        ValueError: it is something else, its codebook was never placed, or `fields` do not fit its weights.
+        OSError: it cannot be read.
+    """
+    kind = _model_type(source)
+    if kind == "neurolm":
+        raise ValueError(f"{source} is a language model with its EEG encoder, not a neural tokenizer: see --model.")
+    if kind != "neurolm_vq":
+        raise ValueError(f"{source} is a {kind}, not a neural tokenizer as scripts/train_vq.py makes.")
+    fields = dict(fields or {})
+    config = NeuroLMVQConfig.from_pretrained(source)
+    _check_fields(config, fields)
+    wanted = NeuroLMVQConfig(**config.to_dict() | fields)
+    if different := _weights_that_differ(config, wanted):
+        raise ValueError(f"{source} does not fit {json.dumps(fields)}: its {different} has another shape.")
+    model = NeuroLMVQModel.from_pretrained(source, config=wanted)
+    if not model.encoder.quantizer.initialized:
+        raise ValueError(f"{source}: its codebook was never placed; train it with scripts/train_vq.py first.")
+    return model, EEGFeatureExtractor.from_pretrained(source)
+
+
+def add_text_adversary(vq: NeuroLMVQModel, text_model: str) -> NeuroLMVQForPreTraining:
+    """The neural tokenizer with a new adversary that tells its features from a language model's token embeddings.
+
+    Args:
+        text_model: folder or Hub id of a causal language model; its embeddings are taken over, and frozen.
+
+    Raises:
+        ValueError: embeddings of another width than the tokenizer's features, or not a text model.
+        OSError: it cannot be read.
+    """
+    text_config = _text_config(text_model)
+    width, text_width = vq.config.hidden_size, text_config.hidden_size
+    if width != text_width:
+        raise ValueError(
+            f"The neural tokenizer's features are {width} wide, the embeddings of {text_model} {text_width}: for the "
+            "text adversary they must be equal. Take a text model of that width, or set hidden_size in --vq-config."
+        )
+    text: Any = AutoModelForCausalLM.from_pretrained(text_model)
+    embeddings = text.get_input_embeddings().weight
+    config = vq.config.to_dict() | {"alignment_vocab_size": len(embeddings)}
+    model = NeuroLMVQForPreTraining(NeuroLMVQConfig(**config))
+    model.vq.load_state_dict(vq.state_dict())
+    with torch.no_grad():
+        model.text_embedding.weight.copy_(embeddings)
+    return model
+
+
+def new_text_model(model_type: str, tokenizer: PreTrainedTokenizerBase, fields: Mapping[str, Any]) -> PreTrainedModel:
+    """A decoder with random weights, for where none is at hand.
+
+    Args:
+        model_type: as transformers calls it: `gpt2`, `llama`, `qwen3`.
+        tokenizer: its vocabulary and special tokens become the model's.
+        fields: of its configuration, such as `n_layer`.
+
+    Raises:
+        ValueError: no such decoder, or fields that there are not.
+    """
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"{model_type!r} is no language model of transformers; gpt2, llama and qwen3 are some.")
+    _check_fields(AutoConfig.for_model(model_type), fields)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer)} | special | dict(fields))
+    return AutoModelForCausalLM.from_config(config)
+
+
+def join(
+    vq: str, text_model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[NeuroLMForCausalLM, NeuroLMProcessor]:
+    """A trained neural tokenizer before a language model, and the processor of both.
+
+    Args:
+        vq: folder or Hub id of the neural tokenizer.
+        text_model: a causal language model, or its folder or Hub id.
+        tokenizer: from `build_text_tokenizer`.
+
+    Raises:
+        ValueError: what `load_vq` refuses, or not a text model.
+        OSError: they cannot be read.
+    """
+    if isinstance(text_model, str):
+        _text_config(text_model)
+    eeg_model, feature_extractor = load_vq(vq)
+    model = NeuroLMForCausalLM.from_eeg_text_pretrained(eeg_model, text_model, tokenizer.get_vocab())
+    return model, NeuroLMProcessor(feature_extractor, tokenizer)
+
+
+def load_language_model(source: str, stages: Collection[str]) -> tuple[NeuroLMForCausalLM, NeuroLMProcessor]:
+    """A NeuroLM of an earlier stage, or a converted release, and its processor.
+
+    Args:
+        source: its folder or Hub id.
+        stages: those that one may start from.
+
+    Raises:
+        ValueError: it is something else, of another stage, or has no text tokenizer.
+        OSError: it cannot be read.
+    """
+    if (Path(source) / "adapter_config.json").is_file() and not (Path(source) / "config.json").is_file():
+        raise ValueError(f"{source} is an adapter: merge it into its model (--save-merged), or start from that model.")
+    kind = _model_type(source)
+    if kind == "neurolm_vq":
+        raise ValueError(f"{source} is a neural tokenizer: give it as --vq, with --text-model beside it.")
+    if kind != "neurolm":
+        raise ValueError(f"{source} is a {kind}: give it as --text-model, with the neural tokenizer as --vq.")
+    stage = PreTrainedConfig.get_config_dict(source)[0].get("stage")
+    if stage not in stages:
+        raise ValueError(
+            f"{source} is at stage {stage!r}; this training starts from {' or '.join(map(repr, stages))}."
+        )
+    processor = NeuroLMProcessor.from_pretrained(source)
+    if processor.tokenizer is None:
+        raise ValueError(f"{source} has no text tokenizer: convert it again with --text-tokenizer.")
+    return NeuroLMForCausalLM.from_pretrained(source), processor
+
+
+def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """`build_text_tokenizer`, with an error that says what to give.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return build_text_tokenizer(source)
+    except (ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"the text tokenizer {source!r} cannot be read: {reason}. Give --text-tokenizer, a folder with one."
+        ) from error
+
+
+def _model_type(source: str) -> str:
+    """What a folder or Hub id holds, by its config."""
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ValueError(f"{source} holds no model: there is no config.json.")
+    return PreTrainedConfig.get_config_dict(source)[0].get("model_type", "model without a type")
+
+
+def _text_config(source: str) -> Any:
+    """The text part of a language model's configuration."""
+    if (kind := _model_type(source)).startswith("neurolm"):
+        raise ValueError(f"{source} is a {kind}, not a text model: --text-model is a GPT-2, a Llama, a Qwen ...")
+    return AutoConfig.from_pretrained(source).get_text_config()
+
+
+def _check_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
+    """A ValueError for names that a configuration does not have; it would keep them without a word."""
+    known = config.to_dict() | config.attribute_map
+    if unknown := sorted(fields.keys() - known.keys()):
+        raise ValueError(f"{type(config).__name__} has no field {', '.join(unknown)}.")
+
+
+def _weights_that_differ(config: NeuroLMVQConfig, other: NeuroLMVQConfig) -> str | None:
+    """The first weight whose shape differs between two configurations."""
+    with torch.device("meta"):
+        shapes, others = (
+            {name: w.shape for name, w in NeuroLMVQModel(c).state_dict().items()} for c in (config, other)
+        )
+    return next((name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name)), None)

@@ -1,0 +1,177 @@
+"""What a training sees of itself on the validation split: exact means, answers, and a picture.
+
+The Trainer gathers what `sample_statistics` gives for each sample over batches and processes; `validation_metrics`
+adds it up. So a metric is the mean over the whole split, however the split falls into batches.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.utils import ModelOutput
+
+from . import report
+from .collators import checked_signal
+from .modeling_neurolm import (
+    IGNORE_INDEX,
+    NeuroLMForCausalLM,
+    codebook_statistics,
+)
+from .processing_neurolm import NeuroLMProcessor
+from .scoring import log_likelihoods
+from .storage import Row
+from .tasks import Task
+
+
+TOKENIZER_LOSSES = ("frequency_loss", "raw_loss", "commitment_loss")
+
+
+def sample_statistics(
+    outputs: ModelOutput, codebook_size: int, samples: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What each sample adds to the metrics of its split.
+
+    Args:
+        outputs: of the tokenizer, or of the language model with `labels` and `logits_at_targets=True`.
+        codebook_size: number of codes.
+        samples: how many there are. Rows beyond them (texts mixed in) are counted to the samples in turn.
+
+    Returns:
+        metric -> (samples,) sums, and of the tokenizer `codes` (samples, patches), -1 at padding; metric -> (samples,)
+        numbers of items summed.
+    """
+    if "target_losses" in outputs:
+        return _language_model_statistics(outputs, codebook_size, samples)
+    return _tokenizer_statistics(outputs)
+
+
+def validation_metrics(prediction: EvalPrediction, codebook_size: int) -> dict[str, float]:
+    """Metrics of a split from all of its samples' statistics: means over items, and their `loss`.
+
+    Of the tokenizer: `frequency_loss`, `raw_loss`, `commitment_loss`, `codebook_usage`, `perplexity`. Of the language
+    model, those that have targets: `eeg_loss`, `text_loss`, and `eeg_accuracy`, the share of EEG targets whose most
+    likely code is the right one.
+    """
+    sums: Mapping[str, NDArray] = prediction.predictions  # type: ignore[assignment]
+    items: Mapping[str, NDArray] = prediction.label_ids  # type: ignore[assignment]
+    metrics = {
+        name: float(sums[name].sum(dtype=np.float64) / count.sum()) for name, count in items.items() if count.sum()
+    }
+    metrics["loss"] = sum(value for name, value in metrics.items() if name.endswith("_loss"))
+    if "codes" in sums:
+        usage, perplexity = codebook_statistics(torch.from_numpy(sums["codes"]).long(), codebook_size)
+        metrics |= {"codebook_usage": float(usage), "perplexity": float(perplexity)}
+    return metrics
+
+
+@torch.no_grad()
+def answer_counts(
+    model: NeuroLMForCausalLM, processor: NeuroLMProcessor, task: Task, rows: Sequence[Row], batch_size: int
+) -> torch.Tensor:
+    """How often windows of each class (rows) got each answer (columns): (classes, classes).
+
+    Args:
+        model: in evaluation mode, with or without an adapter around it.
+        rows: prepared windows with their `answer`.
+        batch_size: windows read at a time.
+
+    Raises:
+        ValueError: what `checked_signal` refuses; an answer that is not the task's.
+    """
+    completions = [processor.tokenizer(task.completion(answer))["input_ids"] for answer in task.classes]
+    counts = torch.zeros(len(completions), len(completions))
+    for start in range(0, len(rows), batch_size):
+        part = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
+        inputs = processor(
+            eeg=[[checked_signal(processor.feature_extractor, row)] for row in part],
+            text=[task.prompt()] * len(part),
+            ch_names=[[list(row["channels"])] for row in part],
+            prepared_by=processor.feature_extractor.recipe_id,
+            # all prompts end together and every answer can follow
+            padding_side="left",
+            return_tensors="pt",
+        )
+        scores = log_likelihoods(model, {name: inputs[name].to(model.device) for name in inputs}, completions)
+        for row, given in zip(part, scores.argmax(1).tolist(), strict=True):
+            if row["answer"] not in task.answers:
+                raise ValueError(f"{row['answer']!r} is no answer of task {task.name}: {', '.join(task.classes)}.")
+            counts[task.answers[row["answer"]], given] += 1
+    return counts
+
+
+class ReconstructionCallback(TrainerCallback):
+    """After each evaluation of the tokenizer, draws a window and its reconstruction.
+
+    The picture is `folder/step-N.png`, and goes to TensorBoard where the training reports to it.
+
+    Args:
+        rows: prepared windows, of the validation split; the first is drawn.
+        collator: makes a batch of rows.
+        folder: made where it is not there.
+    """
+
+    def __init__(self, rows: Sequence[Row], collator: Callable[[Sequence[Row]], Any], folder: str | Path):
+        self.row = rows[0]
+        self.collator = collator
+        self.folder = Path(folder)
+        # the Trainer's, among which is TensorBoard's; NeuroLMTrainer fills them in
+        self.callbacks: Sequence[TrainerCallback] = ()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        batch = self.collator([self.row])
+        model = kwargs["model"]
+        was_training = model.training
+        with torch.no_grad():
+            outputs = model.eval()(**{name: v.to(model.device) for name, v in batch.items() if name != "rows"})
+        model.train(was_training)
+        channels = list(self.row["channels"])
+        signal, reconstruction = (_by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
+        figure = report.plot_reconstruction(signal, reconstruction, channels)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.folder / f"step-{state.global_step}.png")
+        for callback in self.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_figure("reconstruction", figure, state.global_step)
+
+
+def _tokenizer_statistics(outputs: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    sums = dict(zip(TOKENIZER_LOSSES, outputs.patch_losses.sum(1).unbind(-1), strict=True))
+    # a patch that enters the losses has a code
+    items = (outputs.codes >= 0).sum(1)
+    return {**sums, "codes": outputs.codes.int()}, dict.fromkeys(TOKENIZER_LOSSES, items)
+
+
+def _language_model_statistics(
+    outputs: Any, codebook_size: int, samples: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    logits, losses = outputs.logits, outputs.target_losses
+    is_target = outputs.targets != IGNORE_INDEX
+    sample = is_target.nonzero()[:, 0] % samples
+    targets = outputs.targets[is_target]
+    text_rows = logits.shape[-1] - codebook_size
+    is_eeg = (targets >= text_rows).float()
+    right = (logits[:, text_rows:].argmax(-1) + text_rows == targets).float()
+
+    def of_samples(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(samples).index_add_(0, sample, values)
+
+    sums = {"eeg_loss": losses * is_eeg, "text_loss": losses * (1 - is_eeg), "eeg_accuracy": right * is_eeg}
+    items = {"eeg_loss": is_eeg, "text_loss": 1 - is_eeg, "eeg_accuracy": is_eeg}
+    return (
+        {name: of_samples(values) for name, values in sums.items()},
+        {name: of_samples(values) for name, values in items.items()},
+    )
+
+
+def _by_channel(patches: torch.Tensor, channels: int) -> NDArray[np.float32]:
+    """(1, patches, patch_size), time-major -> (channels, samples)."""
+    return patches[0].view(-1, channels, patches.shape[-1]).transpose(0, 1).flatten(1).float().cpu().numpy()

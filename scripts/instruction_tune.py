@@ -1,0 +1,228 @@
+#!/usr/bin/env python
+"""Stage 3: teach a pre-trained NeuroLM to answer questions about EEG, on one task or on several at once.
+
+An adapter (LoRA) for your task, on one GPU or a patient CPU:
+    python scripts/instruction_tune.py recipes/instruction-lora.yaml --model runs/pretrained \\
+        --train-data prepared/mine --output-dir runs/adapter
+
+With the paper's recipe, the whole language model, six tasks at once:
+    torchrun --nproc_per_node 8 scripts/instruction_tune.py recipes/instruction-b.yaml --model runs/pretrained \\
+        --text-data prepared/text --output-dir runs/neurolm-b \\
+        --train-data prepared/tuab prepared/tuev prepared/seed prepared/hmc prepared/workload prepared/tusl
+
+Two tasks, the small one as often as the large one, lettered options in a new order each time:
+    python scripts/instruction_tune.py recipes/instruction-one-gpu.yaml --model runs/pretrained --shuffle-options \\
+        --train-data prepared/hmc prepared/workload --weights 1 1 --output-dir runs/two-tasks
+
+What LoRA adapts beyond the defaults, and the model with the adapter merged into it beside the adapter:
+    python scripts/instruction_tune.py recipes/instruction-lora.yaml --lora-targets q_proj v_proj --save-merged \\
+        --model runs/qwen --train-data prepared/mine --output-dir runs/adapter
+
+A recipe is a YAML file of options; what the command line says counts more. Stopped or killed, the same command goes on
+from the last checkpoint. At the end --output-dir holds the model or the adapter (AutoModelForCausalLM and
+AutoPeftModelForCausalLM open them with trust_remote_code=True), and training.json.
+Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from neurolm_hf.collators import InstructionCollator
+from neurolm_hf.lora import add_adapter, lora_config
+from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM
+from neurolm_hf.processing_neurolm import NeuroLMProcessor
+from neurolm_hf.recipes import StageTrainingArguments, parse_arguments
+from neurolm_hf.stages import (
+    StageData,
+    StageOptions,
+    check_recipe,
+    early_stopping,
+    exit_status,
+    longest_text,
+    open_sets,
+    open_text,
+    provenance,
+    train,
+    training_set,
+    validation_set,
+    write_results,
+)
+from neurolm_hf.starting_models import join, load_language_model, read_text_tokenizer
+from neurolm_hf.tasks import Task
+from neurolm_hf.training import NeuroLMTrainer
+
+
+@dataclass
+class InstructionOptions(StageOptions):
+    """What is trained, and how beyond the Trainer's arguments."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "The pre-trained NeuroLM to start from (scripts/pretrain.py, or a release)."}
+    )
+    vq: str | None = field(
+        default=None, metadata={"help": "Instead, to go without pre-training: a neural tokenizer, with --text-model."}
+    )
+    text_model: str | None = field(default=None, metadata={"help": "The language model that --vq is put before."})
+    text_tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder or id of its text tokenizer, where it is not beside the model."}
+    )
+    channel_dropout: float = field(
+        default=0.0, metadata={"help": "Share of channels left out of each training window, at random."}
+    )
+    shuffle_options: bool = field(
+        default=False, metadata={"help": "Write lettered options in a random order for each training window."}
+    )
+    tune_eeg_encoder: bool = field(
+        default=False, metadata={"help": "Train the EEG encoder too, which is frozen otherwise."}
+    )
+    lora: bool = field(default=False, metadata={"help": "Train an adapter and leave the model as it is."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of its matrices."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scales it by alpha / rank; twice the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into it."})
+    lora_targets: list[str] | None = field(
+        default=None,
+        metadata={
+            "metavar": "LAYER",
+            "help": "Linear layers of the language model that it adapts, by name (q_proj, attn.c_attn, lm_head); all "
+            "of its blocks' without.",
+        },
+    )
+    lora_eeg_projector: bool = field(
+        default=False, metadata={"help": "Train the EEG projector and the channel embedding along, in full."}
+    )
+    lora_new_tokens: bool = field(default=False, metadata={"help": "Train the embedding of [SEP] along."})
+    save_merged: bool = field(
+        default=False, metadata={"help": "Also write the model with the adapter merged into it, to OUTPUT_DIR/merged."}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.vq is None):
+            raise ValueError(
+                "give --model, a pre-trained NeuroLM, or --vq and --text-model to go without pre-training"
+            )
+        if (self.vq is None) != (self.text_model is None):
+            raise ValueError("--vq and --text-model belong together")
+        if self.lora and self.model is None:
+            raise ValueError("--lora needs --model: an adapter belongs to a model that is saved")
+        if self.lora and self.tune_eeg_encoder:
+            raise ValueError("--lora leaves the EEG encoder as it is: --tune-eeg-encoder does not go with it")
+        if self.save_merged and not self.lora:
+            raise ValueError("--save-merged is about the adapter of --lora")
+        if not 0 <= self.channel_dropout < 1:
+            raise ValueError(f"--channel-dropout is a share from 0 to below 1, not {self.channel_dropout}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, or says in one line why not."""
+    options, args, recipe = parse_arguments(
+        InstructionOptions, __doc__ or "", sys.argv[1:] if arguments is None else arguments
+    )
+    sys.exit(exit_status(lambda: run(options, args, recipe)))
+
+
+def run(options: InstructionOptions, args: StageTrainingArguments, recipe: str | None) -> int:
+    """The stage from its data to its files. Returns the exit status."""
+    data = open_sets(options.train_data, args, with_tasks=True)
+    set_seed(args.seed)
+    base, processor = starting_model(options)
+    check_recipe(data, processor.feature_extractor, options.model or str(options.vq))
+    texts = open_text(options, args, processor.tokenizer, base.config.get_text_config().max_position_embeddings)
+    before = base.config.provenance
+    model: Any = (
+        add_adapter(base, str(options.model), adapter_config(base, processor, options)) if options.lora else base
+    )
+    trainer = NeuroLMTrainer(
+        model=model,
+        args=args,
+        train_dataset=training_set(data, options, args),
+        eval_dataset=validation_set(data),
+        data_collator=InstructionCollator(
+            processor, channel_dropout=options.channel_dropout, shuffle_options=options.shuffle_options, **texts
+        ),
+        eval_data_collator=InstructionCollator(processor),
+        answer_sets=answer_sets(data),
+        processing_class=processor,
+        callbacks=early_stopping(options, args),
+        skip_bad_batches=options.skip_bad_batches,
+    )
+    longest_row = max(data.longest_row() + longest_question(processor, data.tasks), longest_text(texts))
+    if status := train(trainer, options, data, longest_row):
+        return status
+    start = {"model": options.model, "vq": options.vq, "text_model": options.text_model, "provenance": before}
+    source = provenance(__file__, trainer, data, recipe, start)
+    if not options.lora:
+        label(base, data.tasks, source)
+    trainer.save_model()
+    write_results(trainer, source, data.tasks)
+    if options.save_merged and trainer.is_world_process_zero():
+        save_merged(model, processor, data.tasks, source, Path(args.output_dir or ".") / "merged")
+    return 0
+
+
+def starting_model(options: InstructionOptions) -> tuple[NeuroLMForCausalLM, NeuroLMProcessor]:
+    """The model to tune, and its processor."""
+    if options.model is not None:
+        model, processor = load_language_model(options.model, stages=("pretrained", "instruction-tuned"))
+    else:
+        tokenizer = read_text_tokenizer(options.text_tokenizer or str(options.text_model))
+        model, processor = join(str(options.vq), str(options.text_model), tokenizer)
+    if options.tune_eeg_encoder:
+        model.config.freeze_eeg_encoder = False
+        model.model.eeg_encoder.requires_grad_(True)
+        model.freeze_eeg_encoder()
+    return model, processor
+
+
+def adapter_config(base: NeuroLMForCausalLM, processor: NeuroLMProcessor, options: InstructionOptions) -> Any:
+    """LoRA as the options ask for it."""
+    return lora_config(
+        base,
+        rank=options.lora_rank,
+        alpha=options.lora_alpha,
+        dropout=options.lora_dropout,
+        targets=options.lora_targets,
+        eeg_projector=options.lora_eeg_projector,
+        new_tokens=[processor.tokenizer.sep_token_id] if options.lora_new_tokens else [],
+    )
+
+
+def answer_sets(data: StageData) -> dict[str, tuple[Task, Any]]:
+    """The validation windows of each task by its name; by number where several sets ask the same."""
+    sets: dict[str, tuple[Task, Any]] = {}
+    for rows, task in data.validation:
+        assert task is not None  # open_sets
+        same = sum(other.name == task.name for other, _ in sets.values())
+        sets[task.name if not same else f"{task.name}_{same + 1}"] = (task, rows)
+    return sets
+
+
+def longest_question(processor: NeuroLMProcessor, tasks: list[Task]) -> int:
+    """Tokens of the longest question with its answer."""
+    texts = [task.training_text(answer) for task in tasks for answer in task.classes]
+    return max(len(ids) for ids in processor.tokenizer(texts)["input_ids"])
+
+
+def label(model: NeuroLMForCausalLM, tasks: list[Task], source: dict[str, Any]) -> None:
+    """Writes into the config what the model has been through."""
+    entries = {task["name"]: task for task in model.config.tasks or []} | {
+        task.name: task.config_entry() for task in tasks
+    }
+    model.config.update({"stage": "instruction-tuned", "tasks": list(entries.values()), "provenance": source})
+
+
+def save_merged(
+    adapted: Any, processor: NeuroLMProcessor, tasks: list[Task], source: dict[str, Any], folder: Path
+) -> None:
+    """The model with the adapter merged into it, as a model of its own."""
+    merged = adapted.merge_and_unload()
+    label(merged, tasks, source)
+    merged.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

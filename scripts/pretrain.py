@@ -1,0 +1,138 @@
+#!/usr/bin/env python
+"""Stage 2: teach a language model EEG, by predicting every channel's next code (multi-channel autoregression).
+
+With the paper's recipe, a trained tokenizer before GPT-2, text beside the EEG:
+    torchrun --nproc_per_node 8 scripts/pretrain.py recipes/pretrain-b.yaml --vq runs/vq --text-model gpt2 \\
+        --text-data prepared/text --train-data prepared/tueg prepared/seed --output-dir runs/pretrained
+
+Another language model, a Llama or a Qwen, on one GPU, half of the windows from either set:
+    python scripts/pretrain.py recipes/pretrain-one-gpu.yaml --vq runs/vq --text-model Qwen/Qwen3-0.6B \\
+        --train-data prepared/tueg prepared/mine --weights 1 1 --output-dir runs/qwen
+
+A small one on a laptop, its language model from random weights:
+    python scripts/pretrain.py recipes/pretrain-cpu.yaml --vq runs/vq --text-from-scratch gpt2 \\
+        --text-tokenizer gpt2 --train-data prepared/mine --output-dir runs/pretrained
+
+On from a converted release, on your recordings:
+    python scripts/pretrain.py recipes/pretrain-one-gpu.yaml --model neurolm-b --learning-rate 6e-5 \\
+        --train-data prepared/mine --output-dir runs/neurolm-b-mine
+
+A recipe is a YAML file of options; what the command line says counts more. Stopped or killed, the same command goes on
+from the last checkpoint. At the end --output-dir holds the model, ready for scripts/instruction_tune.py, and
+training.json.
+Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+
+from neurolm_hf.collators import PretrainingCollator
+from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM
+from neurolm_hf.processing_neurolm import NeuroLMProcessor
+from neurolm_hf.recipes import StageTrainingArguments, json_object, parse_arguments
+from neurolm_hf.stages import (
+    StageOptions,
+    check_recipe,
+    early_stopping,
+    exit_status,
+    longest_text,
+    open_sets,
+    open_text,
+    provenance,
+    train,
+    training_set,
+    validation_set,
+    write_results,
+)
+from neurolm_hf.starting_models import join, load_language_model, new_text_model, read_text_tokenizer
+from neurolm_hf.training import NeuroLMTrainer
+
+
+@dataclass
+class PretrainingOptions(StageOptions):
+    """What is trained, and how beyond the Trainer's arguments."""
+
+    vq: str | None = field(default=None, metadata={"help": "Neural tokenizer to start from (scripts/train_vq.py)."})
+    text_model: str | None = field(
+        default=None, metadata={"help": "Language model to start from with --vq: any decoder, a folder or an id."}
+    )
+    text_from_scratch: str | None = field(
+        default=None,
+        metadata={"metavar": "TYPE", "help": "One with random weights instead, by its type: gpt2, llama, qwen3."},
+    )
+    text_config: str | None = field(
+        default=None,
+        metadata={"metavar": "JSON", "help": "Fields of the configuration that --text-from-scratch makes."},
+    )
+    text_tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder or id of its text tokenizer, where it is not beside the model."}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "A pre-trained NeuroLM or a converted release to go on from, instead of --vq."}
+    )
+
+    def __post_init__(self) -> None:
+        self.text_fields = json_object("text_config", self.text_config)
+        if (self.model is None) == (self.vq is None):
+            raise ValueError("give --vq with a language model to start from, or --model to go on from a NeuroLM")
+        if (self.text_model is None) == (self.text_from_scratch is None) and self.vq is not None:
+            raise ValueError("--vq needs --text-model, or --text-from-scratch for random weights")
+        if self.model is not None and (self.text_model or self.text_from_scratch or self.text_tokenizer):
+            raise ValueError(
+                "--model has a language model already: no other --text-... model or tokenizer goes with it"
+            )
+        if self.text_from_scratch is not None and self.text_tokenizer is None:
+            raise ValueError("--text-from-scratch needs --text-tokenizer, such as gpt2 or a folder")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, or says in one line why not."""
+    options, args, recipe = parse_arguments(
+        PretrainingOptions, __doc__ or "", sys.argv[1:] if arguments is None else arguments
+    )
+    sys.exit(exit_status(lambda: run(options, args, recipe)))
+
+
+def run(options: PretrainingOptions, args: StageTrainingArguments, recipe: str | None) -> int:
+    """The stage from its data to its files. Returns the exit status."""
+    data = open_sets(options.train_data, args, with_tasks=False)
+    set_seed(args.seed)
+    model, processor = starting_model(options)
+    check_recipe(data, processor.feature_extractor, options.model or str(options.vq))
+    texts = open_text(options, args, processor.tokenizer, model.config.get_text_config().max_position_embeddings)
+    before = model.config.provenance
+    trainer = NeuroLMTrainer(
+        model=model,
+        args=args,
+        train_dataset=training_set(data, options, args),
+        eval_dataset=validation_set(data),
+        data_collator=PretrainingCollator(processor, **texts),
+        eval_data_collator=PretrainingCollator(processor),
+        processing_class=processor,
+        callbacks=early_stopping(options, args),
+        skip_bad_batches=options.skip_bad_batches,
+    )
+    if status := train(trainer, options, data, max(data.longest_row(), longest_text(texts))):
+        return status
+    text_model = options.text_model or options.text_from_scratch
+    start = {"model": options.model, "vq": options.vq, "text_model": text_model, "provenance": before}
+    source = provenance(__file__, trainer, data, recipe, start)
+    model.config.update({"stage": "pretrained", "provenance": source})
+    trainer.save_model()
+    write_results(trainer, source)
+    return 0
+
+
+def starting_model(options: PretrainingOptions) -> tuple[NeuroLMForCausalLM, NeuroLMProcessor]:
+    """The model to train, and its processor."""
+    if options.model is not None:
+        return load_language_model(options.model, stages=("tokenizer", "pretrained"))
+    tokenizer = read_text_tokenizer(options.text_tokenizer or str(options.text_model))
+    text_model = options.text_model or new_text_model(str(options.text_from_scratch), tokenizer, options.text_fields)
+    return join(str(options.vq), text_model, tokenizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""Batches from rows: padding, labels, prompts, texts that join, and what a row's draw decides."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tiny import randomize, text_config, vq_config
+from tokenizers.processors import TemplateProcessing
+
+from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel
+from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
+from neurolm_hf.collators import (
+    EEGCollator,
+    InstructionCollator,
+    PretrainingCollator,
+    drop_channels,
+    window_segment,
+)
+from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
+from neurolm_hf.storage import encode_row
+from neurolm_hf.tasks import load_task
+
+
+TASK = load_task("Workload")
+TEXTS = ["Alpha fades during work.", "Theta grows over the midline."]
+
+
+def row(channels: tuple[str, ...] = ("C3", "C4", "CZ"), seconds: int = 2, answer: str = "Yes", seed: int = 0) -> dict:
+    signal = np.random.default_rng(seed).normal(size=(len(channels), 200 * seconds)).astype(np.float32)
+    return {"signal": signal, "channels": list(channels), "answer": answer}
+
+
+HOLE = np.where(np.arange(1200).reshape(3, 400) == 450, np.nan, 0.5)
+ROWS = [
+    row(),
+    row(("FP1", "O2"), 3, "No", seed=1),
+    row(("PZ",), 2, "Yes", seed=2),
+    row(("FP1", "CZ"), 2, "No", seed=3),
+]
+
+
+@pytest.fixture(scope="module")
+def processor() -> NeuroLMProcessor:
+    texts = [*TEXTS, *(TASK.training_text(answer) for answer in TASK.classes)]
+    return NeuroLMProcessor(EEGFeatureExtractor(), train_text_tokenizer(texts, vocab_size=320))
+
+
+def tensors(batch: dict) -> dict[str, torch.Tensor]:
+    """What the models read of a batch."""
+    return {name: value for name, value in batch.items() if name != "rows"}
+
+
+def language_model(processor: NeuroLMProcessor) -> NeuroLMForCausalLM:
+    torch.manual_seed(0)
+    config = NeuroLMConfig(
+        eeg_config=vq_config(num_channel_embeddings=256).to_dict(),
+        text_config=text_config("gpt2", vocab_size=len(processor.tokenizer)),
+        eeg_token_id=processor.eeg_token_id,
+    )
+    return randomize(NeuroLMForCausalLM(config))
+
+
+def test_window_is_time_major_with_the_vocabulary_s_ids() -> None:
+    segment = window_segment(EEGFeatureExtractor(), ROWS[1])
+    assert segment.time_ids.tolist() == [0, 0, 1, 1, 2, 2]
+    assert [CHANNEL_VOCABULARY[index] for index in segment.channel_ids] == ["FP1", "O2"] * 3
+    np.testing.assert_array_equal(segment.values[3], ROWS[1]["signal"][1, 200:400])
+
+
+def stored(given: dict) -> dict:
+    """The row as a prepared set holds it."""
+    place = {"subject": "s", "recording": "a.edf", "start": 0.0}
+    recipe = {"sampling_rate": 200, "unit": "100uV", "recipe_id": EEGFeatureExtractor().recipe_id}
+    row = encode_row(given["signal"], given["channels"], **place, **recipe, task=TASK, answer=given["answer"])
+    return {**row, "signal": np.asarray(row["signal"], np.float32), "channels": np.array(row["channels"], object)}
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_stored_rows_give_the_batches_of_plain_ones(processor: NeuroLMProcessor, index: int) -> None:
+    rounded = [{**one, "signal": one["signal"].astype(np.float16)} for one in ROWS]
+    collate = collators(processor)[index]
+    plain, read = collate(rounded), collate([stored(one) for one in ROWS])
+    assert plain.keys() == read.keys()
+    assert all(torch.equal(value, read[name]) for name, value in tensors(plain).items())
+
+
+def test_channels_of_a_stored_row_are_dropped_with_their_signal() -> None:
+    kept = drop_channels(stored(ROWS[0]), 0.5, np.random.default_rng(0))
+    assert 0 < len(kept["channels"]) < 3
+    for name, signal in zip(kept["channels"], kept["signal"], strict=True):
+        np.testing.assert_allclose(signal, ROWS[0]["signal"][ROWS[0]["channels"].index(name)], rtol=1e-3, atol=1e-6)
+
+
+def test_eeg_collator_pads_different_montages() -> None:
+    batch = EEGCollator(EEGFeatureExtractor())(ROWS)
+    assert batch["input_values"].shape == (4, 6, 200)
+    assert batch["eeg_attention_mask"].sum(1).tolist() == [6, 6, 2, 4]
+    assert set(batch) == {"input_values", "eeg_channel_ids", "eeg_time_ids", "eeg_attention_mask", "rows"}
+    NeuroLMVQModel(vq_config(num_channel_embeddings=256))(**tensors(batch))
+
+
+def test_pretraining_labels_are_every_patch_and_the_text(processor: NeuroLMProcessor) -> None:
+    batch = PretrainingCollator(processor, TEXTS, texts_per_batch=2)(ROWS)
+    is_eeg = batch["input_ids"] == processor.eeg_token_id
+    assert is_eeg.sum(1).tolist() == [6, 6, 2, 4, 0, 0]
+    assert torch.equal(batch["labels"] == processor.eeg_token_id, is_eeg)
+    for ids, labels, mask in zip(
+        batch["input_ids"][4:], batch["labels"][4:], batch["attention_mask"][4:], strict=True
+    ):
+        text = processor.decode(ids[mask.bool()])
+        assert text.removesuffix("<|endoftext|>") in TEXTS
+        assert text.endswith("<|endoftext|>")
+        assert torch.equal(labels[mask.bool()], ids[mask.bool()])
+        assert (labels[~mask.bool()] == -100).all()
+    outputs = language_model(processor)(**tensors(batch))
+    assert outputs.eeg_loss is not None
+    assert outputs.text_loss is not None
+
+
+def test_pretraining_collator_needs_texts_to_draw_from(processor: NeuroLMProcessor) -> None:
+    with pytest.raises(ValueError, match="needs `texts`"):
+        PretrainingCollator(processor, texts_per_batch=1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_instruction_labels_are_what_follows_the_prompt(processor: NeuroLMProcessor, side: str) -> None:
+    processor.tokenizer.padding_side = side
+    batch = InstructionCollator(processor, TASK)(ROWS)
+    processor.tokenizer.padding_side = "left"
+    for given, labels in zip(ROWS, batch["labels"], strict=True):
+        assert processor.tokenizer.decode(labels[labels != -100]) == f" {given['answer']} <|endoftext|>"
+    prompts = batch["input_ids"].masked_fill((batch["labels"] != -100) | (batch["attention_mask"] == 0), 0)
+    for ids, mask, labels in zip(prompts, batch["attention_mask"], batch["labels"], strict=True):
+        kept = ids[mask.bool() & (labels == -100) & (ids != processor.eeg_token_id)]
+        assert processor.tokenizer.decode(kept) == TASK.prompt()
+
+
+def test_instruction_labels_of_lettered_answers(processor: NeuroLMProcessor) -> None:
+    lettered = load_task("TUSL")
+    batch = InstructionCollator(processor, lettered)([{**ROWS[0], "answer": "(B)"}])
+    labels = batch["labels"][0]
+    assert processor.tokenizer.decode(labels[labels != -100]) == "B) <|endoftext|>"
+
+
+def test_channel_dropout_keeps_signal_and_name_together() -> None:
+    generator = np.random.default_rng(0)
+    full = row(tuple(CHANNEL_VOCABULARY[:20]))
+    counts = []
+    for _ in range(200):
+        kept = drop_channels(full, 0.3, generator)
+        counts.append(len(kept["channels"]))
+        for name, signal in zip(kept["channels"], kept["signal"], strict=True):
+            np.testing.assert_array_equal(signal, full["signal"][full["channels"].index(name)])
+    assert 13 < np.mean(counts) < 15
+    assert drop_channels(full, 0.0, generator) is full
+    assert len(drop_channels(row(("CZ",)), 1.0, generator)["channels"]) == 1
+
+
+def collators(processor: NeuroLMProcessor) -> list:
+    extractor = processor.feature_extractor
+    return [EEGCollator(extractor), PretrainingCollator(processor), InstructionCollator(processor, TASK)]
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"recipe_id": "deadbeef0000"}, "a.edf at 4 s: prepared by recipe deadbeef0000"),
+        ({"channels": ["C3", "Fp1", "CZ"]}, "a.edf at 4 s: Fp1"),
+        ({"channels": ["C3", "C4"]}, "3 rows of signal for 2 channels"),
+        (
+            {"signal": HOLE},
+            r"channel C4 is not finite at 4\.25",
+        ),
+    ],
+)
+def test_a_spoilt_window_is_named(processor: NeuroLMProcessor, index: int, spoilt: dict, message: str) -> None:
+    bad = {**row(), "recording": "a.edf", "start": 4.0, **spoilt}
+    with pytest.raises(ValueError, match=message):
+        collators(processor)[index]([ROWS[0], bad])
+
+
+def test_a_batch_names_its_windows(processor: NeuroLMProcessor) -> None:
+    named = [{**ROWS[0], "recording": "a.edf", "start": 4.0, "subject": "s01"}, ROWS[2]]
+    for collate in collators(processor):
+        assert collate(named)["rows"] == ["a.edf at 4 s (s01)", "a window at 0 s"]
+
+
+BLOCKS = [{"input_ids": np.arange(index, index + 40, dtype=np.uint16)} for index in range(5)]
+
+
+def test_text_for_the_adversary() -> None:
+    rows = [{**one, "draw": (0, 0, index)} for index, one in enumerate(ROWS)]
+    collate = EEGCollator(EEGFeatureExtractor(), text_blocks=BLOCKS, texts_per_batch=3)
+    batch = collate(rows)
+    assert batch["text_input_ids"].shape == (3, 40)
+    assert all(text.tolist() in [block["input_ids"].tolist() for block in BLOCKS] for text in batch["text_input_ids"])
+    assert torch.equal(collate(rows)["text_input_ids"], batch["text_input_ids"])
+    drawn = {tuple(collate([{**ROWS[0], "draw": (0, 0, i)}])["text_input_ids"][:, 0].tolist()) for i in range(20)}
+    assert len(drawn) > 10
+    model = NeuroLMVQForPreTraining(vq_config(num_channel_embeddings=256))
+    assert model(**tensors(batch)).text_alignment_loss is not None
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("channels", [2, 30], ids=["blocks longer than EEG", "EEG longer than blocks"])
+def test_blocks_of_text_join_as_rows_without_eeg(processor: NeuroLMProcessor, side: str, channels: int) -> None:
+    rows = [row(tuple(CHANNEL_VOCABULARY[:channels])), row(("CZ",), 2)]
+    processor.tokenizer.padding_side = side
+    batches = [
+        PretrainingCollator(processor, text_blocks=BLOCKS, texts_per_batch=2)(rows),
+        InstructionCollator(processor, TASK, text_blocks=BLOCKS, texts_per_batch=2)(rows),
+    ]
+    alone = [PretrainingCollator(processor)(rows), InstructionCollator(processor, TASK)(rows)]
+    processor.tokenizer.padding_side = "left"
+    for batch, without in zip(batches, alone, strict=True):
+        assert batch["eeg_attention_mask"].sum(1).tolist() == [2 * channels, 2, 0, 0]
+        for mask in batch["attention_mask"].tolist():
+            assert mask == sorted(mask, reverse=side == "right")
+        for index in range(2):
+            real, plain = batch["attention_mask"][index].bool(), without["attention_mask"][index].bool()
+            for name in ("input_ids", "labels", "mm_token_type_ids"):
+                assert torch.equal(batch[name][index][real], without[name][index][plain])
+        for index in (2, 3):
+            real = batch["attention_mask"][index].bool()
+            ids = batch["input_ids"][index][real].tolist()
+            assert ids in [block["input_ids"].tolist() for block in BLOCKS]
+            assert batch["labels"][index][real].tolist() == ids
+            assert (batch["labels"][index][~real] == -100).all()
+            assert (batch["input_ids"][index][~real] == processor.tokenizer.pad_token_id).all()
+            assert not batch["mm_token_type_ids"][index].any()
+        outputs = language_model(processor)(**tensors(batch))
+        assert torch.isfinite(outputs.loss)
+
+
+def test_texts_join_where_the_tokenizer_begins_every_text_with_a_token(processor: NeuroLMProcessor) -> None:
+    """As Llama's does: blocks stay as they were prepared, and the token counts as part of a prompt."""
+    begin = processor.tokenizer.convert_tokens_to_ids("[SEP]")
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    template = TemplateProcessing(single="[SEP] $A", special_tokens=[("[SEP]", begin)])
+    tokenizer.backend_tokenizer.post_processor = template
+    other = NeuroLMProcessor(processor.feature_extractor, tokenizer)
+    batch = InstructionCollator(other, TASK, text_blocks=BLOCKS, texts_per_batch=1)(ROWS)
+    assert batch["input_ids"][1][batch["attention_mask"][1].bool()][0] == begin
+    assert batch["labels"][-1][batch["labels"][-1] != -100].tolist() in [
+        block["input_ids"].tolist() for block in BLOCKS
+    ]
+    for given, labels in zip(ROWS, batch["labels"], strict=False):
+        assert tokenizer.decode(labels[labels != -100]) == TASK.completion(given["answer"])
+
+
+def test_sentences_join_instructions(processor: NeuroLMProcessor) -> None:
+    batch = InstructionCollator(processor, TASK, texts=TEXTS, texts_per_batch=1)(ROWS)
+    labels = batch["labels"][-1]
+    assert processor.decode(labels[labels != -100]).removesuffix("<|endoftext|>") in TEXTS
+
+
+def test_text_of_another_tokenizer(processor: NeuroLMProcessor) -> None:
+    blocks = [{"input_ids": [5, 50256]}]
+    with pytest.raises(ValueError, match="token 50256, but the tokenizer has"):
+        PretrainingCollator(processor, text_blocks=blocks, texts_per_batch=1)(ROWS)
+
+
+def test_texts_are_given_once_and_to_draw_from(processor: NeuroLMProcessor) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        PretrainingCollator(processor, TEXTS, 1, text_blocks=BLOCKS)
+    with pytest.raises(ValueError, match="needs `texts`"):
+        EEGCollator(EEGFeatureExtractor(), texts_per_batch=1)
+    with pytest.raises(ValueError, match="needs `texts`"):
+        InstructionCollator(processor, TASK, texts_per_batch=1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_mixes_tasks(processor: NeuroLMProcessor, side: str) -> None:
+    lettered = load_task("TUSL")
+    mixed = [{**ROWS[0], "task": lettered, "answer": "(B)"}, {**ROWS[1], "task": None}, {**ROWS[2], "task": TASK}]
+    processor.tokenizer.padding_side = side
+    batch = InstructionCollator(processor, TASK)(mixed)
+    processor.tokenizer.padding_side = "left"
+    for one, ids, labels, mask in zip(
+        mixed, batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), strict=True
+    ):
+        task = one["task"] or TASK
+        assert processor.decode(ids[mask]) == task.training_text(one["answer"])
+        assert processor.decode(labels[labels != -100]) == task.completion(one["answer"])
+
+
+def test_shuffled_options_keep_what_is_meant(processor: NeuroLMProcessor) -> None:
+    task = load_task("TUSL")
+    meant = {"(A)": "background", "(B)": "seizure", "(C)": "slowing"}
+    collate = InstructionCollator(processor, task, shuffle_options=True)
+    rows = [{**ROWS[i % 4], "answer": task.classes[i % 3], "draw": (0, 0, i)} for i in range(30)]
+    batch = collate(rows)
+    letters = set()
+    for one, ids, labels, mask in zip(
+        rows, batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), strict=True
+    ):
+        letter = processor.decode(labels[labels != -100])[0]
+        letters.add((one["answer"], letter))
+        text = processor.decode(ids[mask])
+        assert f"({letter}) {meant[one['answer']]}." in text
+        assert text.endswith(f" Answer: ({letter}) <|endoftext|>")
+    assert len(letters) == 9
+
+
+def test_a_draw_decides_all_that_is_random_about_a_row(processor: NeuroLMProcessor) -> None:
+    """Wherever the row stands, and whatever torch's generator has been through."""
+    collate = InstructionCollator(processor, load_task("TUSL"), channel_dropout=0.5, shuffle_options=True)
+    rows = [{**row(tuple(CHANNEL_VOCABULARY[:12])), "answer": "(A)", "draw": (1, 2, index)} for index in range(8)]
+
+    def shown(batch: dict) -> list:
+        names = ("eeg_channel_ids", "eeg_attention_mask", "input_ids", "attention_mask")
+        return [
+            (channels[real.bool()].tolist(), processor.decode(ids[mask.bool()]))
+            for channels, real, ids, mask in zip(*(batch[name] for name in names), strict=True)
+        ]
+
+    before = shown(collate(rows))
+    torch.manual_seed(5)
+    assert shown(collate(rows[::-1])) == before[::-1]
+    assert len({str(one) for one in before}) == 8
+    later = shown(collate([{**one, "draw": (1, 3, one["draw"][2])} for one in rows]))
+    assert all(one != other for one, other in zip(before, later, strict=True))
+
+
+def test_torch_s_generator_decides_where_there_is_no_draw(processor: NeuroLMProcessor) -> None:
+    collate = InstructionCollator(processor, TASK, channel_dropout=0.5)
+    rows = [row(tuple(CHANNEL_VOCABULARY[:12]))] * 3
+    batches = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        batches.append(collate(rows)["eeg_attention_mask"].sum(1).tolist() + collate(rows)["input_ids"].tolist())
+    assert batches[0] == batches[1] != batches[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"answer": "Maybe"},
+            r"a\.edf at 4 s \(s01\): 'Maybe' is no answer of task Workload; its answers are No, Yes",
+        ),
+        ({"answer": None}, r"a\.edf at 4 s \(s01\): None is no answer"),
+        ({"task": load_task("Corpus")}, r"a\.edf at 4 s \(s01\): 'Yes' is no answer of task Corpus"),
+    ],
+)
+def test_an_answer_that_is_none_is_named(processor: NeuroLMProcessor, changes: dict, message: str) -> None:
+    bad = {**ROWS[0], "recording": "a.edf", "start": 4.0, "subject": "s01", **changes}
+    with pytest.raises(ValueError, match=message):
+        InstructionCollator(processor, TASK)([ROWS[0], bad])
+
+
+def test_a_row_without_a_task(processor: NeuroLMProcessor) -> None:
+    with pytest.raises(ValueError, match="a window at 0 s: no task to ask"):
+        InstructionCollator(processor)([ROWS[0]])

@@ -1,0 +1,274 @@
+"""Every recipe is read whole, and trains by the paper's schedule step by step."""
+
+import ast
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import language_model, vq_model
+from torch import nn
+
+from neurolm_hf import NeuroLMVQForPreTraining
+from neurolm_hf.recipes import StageTrainingArguments, parse_arguments, recipe_arguments
+from neurolm_hf.training import AlignmentScheduleCallback, NeuroLMTrainer
+
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+STAGES = {"vq": "train_vq", "pretrain": "pretrain", "instruction": "instruction_tune"}
+KINDS = {"train_vq": "VQOptions", "pretrain": "PretrainingOptions", "instruction_tune": "InstructionOptions"}
+# What a stage cannot do without, and no recipe says.
+STARTS = {
+    "train_vq": ["--from-scratch"],
+    "pretrain": ["--model", "somewhere"],
+    "instruction_tune": ["--model", "somewhere"],
+}
+# The paper's. The lowest rates of L and XL are not known; B's share of the rate is taken.
+PAPER = {
+    "vq-paper": {"rate": 5e-5, "lowest": 1e-5, "betas": (0.9, 0.999), "decay": 1e-4, "epochs": 50, "clip": 0},
+    "pretrain-b": {"rate": 6e-4, "lowest": 6e-5, "betas": (0.9, 0.95), "decay": 0.1, "epochs": 20, "clip": 1},
+    "instruction-b": {"rate": 5e-4, "lowest": 5e-5, "betas": (0.9, 0.95), "decay": 0.1, "epochs": 5, "clip": 1},
+    "instruction-l": {"rate": 5e-5, "lowest": 5e-6, "betas": (0.9, 0.95), "decay": 0.1, "epochs": 5, "clip": 1},
+    "instruction-xl": {"rate": 2e-5, "lowest": 2e-6, "betas": (0.9, 0.95), "decay": 0.1, "epochs": 3, "clip": 1},
+}
+PAPER |= {
+    "vq-one-gpu": PAPER["vq-paper"],
+    "pretrain-l": PAPER["pretrain-b"],
+    "pretrain-xl": PAPER["pretrain-b"],
+    "pretrain-one-gpu": PAPER["pretrain-b"],
+    "instruction-one-gpu": PAPER["instruction-b"],
+}
+# Windows and texts that a step of the paper takes on its eight GPUs.
+STEP = {"vq": (8 * 64, 8 * 16), "pretrain": (8 * 60, 8 * 4), "instruction": (8 * 64, 8 * 16)}
+
+
+@dataclass
+class Options:
+    """Options of a stage of these tests."""
+
+    train_data: list[str] = field(default_factory=list)
+    lora: bool = False
+    vq_config: str | None = None
+
+
+def script_of(recipe):
+    return STAGES[recipe.stem.partition("-")[0]]
+
+
+def script_module(name):
+    """A script as a module."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def parsed(recipe, *arguments):
+    """(options, arguments of the Trainer) of a shipped recipe, by its script."""
+    script = script_of(recipe)
+    kind = getattr(script_module(script), KINDS[script])
+    needed = ["--train-data", "data", "--output-dir", "out", "--use-cpu", *STARTS[script]]
+    options, args, path = parse_arguments(kind, "", [str(recipe), *needed, *arguments])
+    assert path == str(recipe)
+    return options, args
+
+
+def write(folder, text):
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    return file
+
+
+def read(file, *arguments):
+    return parse_arguments(Options, "", [str(file), "--output-dir", "out", "--use-cpu", *arguments])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_every_key_of_a_recipe_arrives(recipe):
+    options, args = parsed(recipe)
+    content = yaml.safe_load(recipe.read_text())
+    for key, value in content.items():
+        arrived = getattr(options if hasattr(options, key) else args, key)
+        if isinstance(value, dict) and isinstance(arrived, str):
+            arrived = json.loads(arrived)
+        if isinstance(arrived, (int, float)) and not isinstance(arrived, bool):
+            value = float(value)
+        assert arrived == value, key
+    assert args.train_batch_size * args.gradient_accumulation_steps == args.total_train_batch_size
+
+
+@pytest.mark.parametrize("script", STAGES.values())
+def test_every_option_is_read_by_the_code(script):
+    """An option that nothing reads would be a promise that nothing keeps."""
+    read_names = set()
+    for file in (REPOSITORY / "scripts" / f"{script}.py", REPOSITORY / "neurolm_hf" / "stages.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                read_names |= {node.attr} if node.value.id in ("options", "self") else set()
+    kind = getattr(script_module(script), KINDS[script])
+    assert {one.name for one in fields(kind)} <= read_names
+
+
+@pytest.mark.parametrize("script", STAGES.values())
+def test_help_explains_every_own_option(script, capsys):
+    kind = getattr(script_module(script), KINDS[script])
+    with pytest.raises(SystemExit) as exit_:
+        parse_arguments(kind, script_module(script).__doc__, ["--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert "python scripts/" in shown
+    assert all(f"--{one.name}" in shown and one.metadata["help"] for one in fields(kind))
+    assert "--total_train_batch_size" in shown
+    assert "--hub_revision" not in shown
+
+
+def test_there_is_a_recipe_for_every_size_and_machine():
+    assert {recipe.stem for recipe in RECIPES} == {
+        *("vq-paper", "vq-one-gpu", "vq-cpu"),
+        *(f"pretrain-{kind}" for kind in ("b", "l", "xl", "one-gpu", "cpu")),
+        *(f"instruction-{kind}" for kind in ("b", "l", "xl", "one-gpu", "cpu", "lora")),
+    }
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_schedule_is_the_papers_at_every_step(name):
+    """Linear warm-up over a tenth of the steps, then a cosine down to the lowest rate; decay of matrices only."""
+    recipe = REPOSITORY / "recipes" / f"{name}.yaml"
+    paper, steps = PAPER[name], 200
+    _, args = parsed(recipe, "--max-steps", str(steps), "--save-strategy", "no", "--load-best-model-at-end", "false")
+    assert (args.num_train_epochs, args.max_grad_norm, args.warmup_steps) == (paper["epochs"], paper["clip"], 0.1)
+    trainer = NeuroLMTrainer(model=nn.Linear(3, 3), args=args, eval_dataset=[0])
+    trainer.create_optimizer_and_scheduler(steps)
+    decays = {group["weight_decay"]: group["params"] for group in trainer.optimizer.param_groups}
+    assert {decay: [tuple(p.shape) for p in group] for decay, group in decays.items()} == {
+        paper["decay"]: [(3, 3)],
+        0.0: [(3,)],
+    }
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {paper["betas"]}
+    warmup = steps // 10
+    for step in range(steps):
+        if step < warmup:
+            expected = paper["rate"] * step / warmup
+        else:
+            share = (step - warmup) / (steps - warmup)
+            expected = paper["lowest"] + (paper["rate"] - paper["lowest"]) * (1 + math.cos(math.pi * share)) / 2
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        assert rates == pytest.approx([expected, expected], rel=1e-9), step
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates == pytest.approx([paper["lowest"]] * 2, rel=0.02)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_step_takes_as_many_windows_and_texts_as_the_papers(name):
+    options, args = parsed(REPOSITORY / "recipes" / f"{name}.yaml")
+    windows, texts = STEP[name.partition("-")[0]]
+    assert args.total_train_batch_size == windows
+    assert options.text_batch_size * args.gradient_accumulation_steps >= texts
+
+
+@pytest.mark.parametrize("model", [vq_model(NeuroLMVQForPreTraining), language_model()], ids=["vq", "lm"])
+def test_weight_decay_goes_to_matrices_and_embeddings_only(model):
+    _, args = parsed(REPOSITORY / "recipes" / "pretrain-b.yaml", "--eval-strategy", "no")
+    trainer = NeuroLMTrainer(model=model, args=args)
+    trainer.create_optimizer()
+    decayed, others = sorted(trainer.optimizer.param_groups, key=lambda group: -group["weight_decay"])
+    assert decayed["weight_decay"] == 0.1
+    assert others["weight_decay"] == 0.0
+    assert {p.dim() for p in others["params"]} == {1}
+    assert min(p.dim() for p in decayed["params"]) == 2
+    trained = sum(p.requires_grad for p in model.parameters())
+    assert len(decayed["params"]) + len(others["params"]) == trained
+
+
+def test_the_reversal_grows_with_the_share_of_the_training_done():
+    """2 / (1 + exp(-10 p)) - 1, which is tanh(5 p)."""
+
+    class State:
+        max_steps = 40
+
+    model, callback = vq_model(NeuroLMVQForPreTraining), AlignmentScheduleCallback()
+    for step in range(State.max_steps):
+        State.global_step = step
+        callback.on_step_begin(None, State, None, model=model)
+        assert model.reversal_strength == pytest.approx(math.tanh(5 * step / State.max_steps), abs=1e-12)
+
+
+def test_the_command_line_counts_more_than_the_recipe(tmp_path):
+    file = write(tmp_path, "learning_rate: 1e-3\ntrain_data: [a, b]\nlora: true\nvq_config: {hidden_size: 8}\n")
+    options, args, _ = read(file, "--learning-rate", "2e-3")
+    assert (args.learning_rate, options.train_data, options.lora) == (2e-3, ["a", "b"], True)
+    assert json.loads(options.vq_config) == {"hidden_size": 8}
+    options, args, _ = read(file, "--train-data", "c", "--lora", "false")
+    assert (args.learning_rate, options.train_data, options.lora) == (1e-3, ["c"], False)
+
+
+def test_numbers_in_yaml_are_numbers(tmp_path):
+    file = write(tmp_path, "learning_rate: 5e-4\nlr_scheduler_kwargs: {min_lr: 1e-5}\nmax_grad_norm: 0\n")
+    _, args, _ = read(file)
+    assert args.lr_scheduler_kwargs == {"min_lr": 1e-5}
+    assert (args.learning_rate, args.max_grad_norm) == (5e-4, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rat: 1", "recipe.yaml: there is no option 'learning_rat'"),
+        ("learning-rate: 1", "recipe.yaml: there is no option 'learning-rate'"),
+        ("seed: 1\nlora: true\nseed: 2", "recipe.yaml: seed stands there twice"),
+        ("seed:", "recipe.yaml: seed has no value"),
+        ("- seed", "recipe.yaml is no recipe"),
+        ("", "recipe.yaml is no recipe"),
+        ("seed: [1", "recipe.yaml is not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_named(tmp_path, text, words):
+    with pytest.raises(ValueError, match=r"recipe\.yaml") as error:
+        recipe_arguments(write(tmp_path, text), (Options, StageTrainingArguments))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.yaml"], "there is no recipe nowhere.yaml"),
+        (["--output-dir", "out", "--no-such", "1"], "there is no option --no-such 1"),
+        (["--lora"], "give --output-dir"),
+        (["--output-dir", "out", "--total-train-batch-size", "12"], "12 is no multiple of the 8 windows"),
+        (
+            [
+                *("--output-dir", "out", "--total-train-batch-size", "16"),
+                *("--gradient-accumulation-steps", "4"),
+            ],
+            "gradient_accumulation_steps is 4, but total_train_batch_size 16 makes it 2",
+        ),
+        (["--output-dir", "out", "--load-best-model-at-end"], "save and eval strategy to match"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments, words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_arguments(Options, "", [*arguments, "--use-cpu"])
+    assert exit_.value.code == 2
+    usage, error, *rest = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage:")
+    assert words in error
+    assert not rest
+
+
+def test_precision_follows_the_device(monkeypatch):
+    gpu = "neurolm_hf.recipes.is_torch_bf16_gpu_available"
+    monkeypatch.setattr(gpu, lambda: True)
+    assert StageTrainingArguments(output_dir="out", use_cpu=True).bf16 is False
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    assert StageTrainingArguments(output_dir="out").bf16 is True
+    assert StageTrainingArguments(output_dir="out", bf16=False).bf16 is False
+    monkeypatch.setattr(gpu, lambda: False)
+    assert StageTrainingArguments(output_dir="out").bf16 is False
+    assert torch.get_default_dtype() == torch.float32
