@@ -91,8 +91,8 @@ def checkpoint_failed(error: Exception, folder: Path, output_dir: Path) -> OSErr
     free = _megabytes(shutil.disk_usage(output_dir).free)
     return OSError(
         f"The checkpoint {folder} could not be written: {error}. Its half-written files are removed; {needed}, and "
-        f"{free} are free there now. Make space (or lower `save_total_limit`), then start the same command again. "
-        f"{then}"
+        f"{free} are free there now. If the disk is full, make space or lower `save_total_limit`; then start the same "
+        f"command again. {then}"
     )
 
 

@@ -54,7 +54,11 @@ class NeuroLMVQConfig(PreTrainedConfig):
         codebook_size (`int`), codebook_dim (`int`): number of codes, width of a code.
         codebook_decay (`float`): decay of the moving average that moves the codebook.
         commitment_weight (`float`): factor of the commitment loss.
-        num_frequency_bins (`int`): bins of the amplitude spectrum that are predicted, from 0 Hz up.
+        num_frequency_bins (`int`): bins of the spectrum that are predicted, from 0 Hz up.
+        frequency_target (`str`): `"amplitude"` predicts the amplitude spectrum as the paper does; `"log_power"` the
+            logarithm of the power, in which a small model can see more than the largest peaks.
+        frequency_smoothing (`int`): bins over which the power is averaged before its logarithm is taken, odd.
+        frequency_weight (`float`), raw_weight (`float`): factors of the two reconstruction losses. 0 leaves one out.
         kmeans_iterations (`int`): iterations of the k-means that places the codebook on the first training batch.
         dead_code_threshold (`float`): a code used less than this share of the mean usage is replaced by a vector of
             the batch when the codebook moves. 0 never replaces any, as in the paper.
@@ -92,6 +96,10 @@ class NeuroLMVQConfig(PreTrainedConfig):
     codebook_decay: float = 0.99
     commitment_weight: float = 1.0
     num_frequency_bins: int = 100
+    frequency_target: Literal["amplitude", "log_power"] = "amplitude"
+    frequency_smoothing: int = 1
+    frequency_weight: float | int = 1.0
+    raw_weight: float | int = 1.0
     kmeans_iterations: int = 10
     dead_code_threshold: float | int = 0.0
     quantizer_bypass: float | int = 0.0
@@ -131,6 +139,27 @@ class NeuroLMVQConfig(PreTrainedConfig):
                 f"the one-sided spectrum of a patch of {self.patch_size} samples."
             )
 
+    def validate_frequency_target(self) -> None:
+        """Smoothing belongs to the power, and is centred on a bin."""
+        width = self.frequency_smoothing
+        if width < 1 or width % 2 == 0 or width > self.num_frequency_bins:
+            raise ValueError(
+                f"`frequency_smoothing` must be odd and lie between 1 and `num_frequency_bins` "
+                f"({self.num_frequency_bins}), got {width}."
+            )
+        if width > 1 and self.frequency_target != "log_power":
+            raise ValueError(
+                "`frequency_smoothing` is for `frequency_target='log_power'`; the amplitude is not smoothed."
+            )
+
+    def validate_loss_weights(self) -> None:
+        """No negative loss, and something to reconstruct."""
+        if min(self.frequency_weight, self.raw_weight) < 0 or self.frequency_weight + self.raw_weight == 0:
+            raise ValueError(
+                f"`frequency_weight` ({self.frequency_weight}) and `raw_weight` ({self.raw_weight}) must not be "
+                "negative, nor both 0."
+            )
+
     def validate_shares(self) -> None:
         """Decay, bypass and dead-code threshold are shares."""
         for name in ("codebook_decay", "quantizer_bypass", "dead_code_threshold"):
@@ -149,6 +178,10 @@ class NeuroLMConfig(PreTrainedConfig):
             leaves out takes NeuroLM's values (exact GELU, no dropout, 50304 rows), not the library's.
         eeg_token_id (`int`): id of the `<|eeg|>` placeholder, one per patch; a row of the text vocabulary.
         freeze_eeg_encoder (`bool`): keep the encoder frozen and in evaluation mode, as the paper does.
+        channel_initializer_range (`float`): standard deviation of the language model's channel embedding at
+            initialisation.
+        feature_noise (`float`): standard deviation of a random offset that all features of a segment share while
+            training. It hides whose EEG it is, for a small model tells a few subjects apart. 0 is the paper's.
         stage (`str`, *optional*): what the weights have been through: `"tokenizer"` (the tokenizer is trained, the
             language model has never seen EEG), `"pretrained"` (multi-channel autoregression), `"instruction-tuned"`;
             `None` for random weights.
@@ -176,6 +209,8 @@ class NeuroLMConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     eeg_token_id: int = 50258
     freeze_eeg_encoder: bool = True
+    channel_initializer_range: float | int = 1.0
+    feature_noise: float | int = 0.0
     stage: Literal["tokenizer", "pretrained", "instruction-tuned"] | None = None
     tasks: list[dict[str, Any]] | None = None
     provenance: dict[str, Any] | None = None
@@ -203,6 +238,11 @@ class NeuroLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`eeg_token_id` ({self.eeg_token_id}) must be a row of the text vocabulary, which has {rows}."
             )
+
+    def validate_feature_noise(self) -> None:
+        """A standard deviation."""
+        if self.feature_noise < 0:
+            raise ValueError(f"`feature_noise` is a standard deviation, 0 or more, got {self.feature_noise}.")
 
     def validate_tasks(self) -> None:
         """Every task names its question and at least two answers."""

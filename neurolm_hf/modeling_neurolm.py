@@ -80,8 +80,8 @@ class NeuroLMVQOutput(ModelOutput):
     r"""What [`NeuroLMVQModel.forward`] and [`NeuroLMVQForPreTraining.forward`] return.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): frequency, raw and commitment loss together, and the alignment losses
-            where there are any.
+        loss (`torch.FloatTensor` of shape `()`): frequency and raw loss, weighted by the config, and commitment loss
+            together, and the alignment losses where there are any.
         frequency_loss, raw_loss, commitment_loss (`torch.FloatTensor` of shape `()`): means over the real patches of
             the batch; with `num_items_in_batch`, this batch's share of the means over the step.
         eeg_alignment_loss, text_alignment_loss (`torch.FloatTensor` of shape `()`): cross-entropy of the classifier
@@ -89,8 +89,8 @@ class NeuroLMVQOutput(ModelOutput):
         frequency, raw: see [`NeuroLMVQDecoderOutput`].
         target_frequency, target_raw: what they should have been, same shapes; zero at padding.
         features, quantized, codes: see [`NeuroLMVQEncoderOutput`].
-        patch_losses (`torch.FloatTensor` of shape `(batch, patches, 3)`): frequency, raw and commitment loss of each
-            patch, which their sums over the batch are taken of; zero where a patch enters none.
+        patch_losses (`torch.FloatTensor` of shape `(batch, patches, 4)`): loss (without the alignment losses),
+            frequency, raw and commitment loss of each patch, zero where it enters none; their means are the losses.
         codebook_usage (`torch.FloatTensor` of shape `()`): share of the codebook that this batch used.
         perplexity (`torch.FloatTensor` of shape `()`): exponential of the entropy of the codes of this batch.
         hidden_states, attentions: of the encoder, when asked for.
@@ -161,7 +161,11 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
 
 
 class NeuroLMEEGEmbedding(nn.Embedding):
-    """Rows for channels or seconds. A class of its own so that `config.embedding_initializer_range` finds it."""
+    """Rows for channels or seconds, drawn with a standard deviation of their own."""
+
+    def __init__(self, rows: int, width: int, initializer_range: float):
+        super().__init__(rows, width)
+        self.initializer_range = initializer_range
 
 
 class NeuroLMPatchGroupNorm(nn.GroupNorm):
@@ -276,8 +280,9 @@ class NeuroLMVQTransformer(nn.Module):
     def __init__(self, config: NeuroLMVQConfig, hidden_size: int, num_layers: int, num_heads: int):
         super().__init__()
         self.config = config
-        self.channel_embedding = NeuroLMEEGEmbedding(config.num_channel_embeddings, hidden_size)
-        self.time_embedding = NeuroLMEEGEmbedding(config.max_seconds, hidden_size)
+        spread = config.embedding_initializer_range
+        self.channel_embedding = NeuroLMEEGEmbedding(config.num_channel_embeddings, hidden_size, spread)
+        self.time_embedding = NeuroLMEEGEmbedding(config.max_seconds, hidden_size, spread)
         self.layers = nn.ModuleList(NeuroLMVQLayer(config, hidden_size, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size, eps=config.final_layer_norm_eps)
         self.gradient_checkpointing = False
@@ -479,7 +484,7 @@ class NeuroLMVQPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        _init_eeg_module(module, self.config)
+        _init_eeg_module(module)
 
 
 class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
@@ -645,7 +650,7 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         """
         mask = _check_patches(self.config, input_values, eeg_channel_ids, eeg_time_ids, None, eeg_attention_mask)
         # The target first: it needs real patches only, in either mode.
-        target_frequency, target_raw = reconstruction_targets(input_values, mask, self.config.num_frequency_bins)
+        target_frequency, target_raw = reconstruction_targets(input_values, mask, self.config)
 
         features = self.encoder(input_values, eeg_channel_ids, eeg_time_ids, mask)
         bypass = self.config.quantizer_bypass if self.training else 0.0
@@ -661,23 +666,22 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         )
 
         nearest = F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)
-        commitment_weight = self.config.commitment_weight if bypass < 1 else 0.0
         padded = self.config.padding_enters_statistics
-        patch_losses = torch.stack(
-            [
-                # padded mode: predictions at padding count as zero, but in the denominator
-                _patch_errors(decoded.frequency, target_frequency, mask),
-                _patch_errors(decoded.raw, target_raw, mask),
-                _patch_errors(vectors, nearest, None if padded else mask) * commitment_weight,
-            ],
-            dim=-1,
-        )
+        # padded mode: predictions at padding count as zero, but in the denominator
+        frequency = _patch_errors(decoded.frequency, target_frequency, mask)
+        raw = _patch_errors(decoded.raw, target_raw, mask)
+        commitment = _patch_errors(vectors, nearest, None if padded else mask)
+        commitment = commitment * (self.config.commitment_weight if bypass < 1 else 0.0)
+        total = self.config.frequency_weight * frequency + self.config.raw_weight * raw + commitment
+        patch_losses = torch.stack([total, frequency, raw, commitment], dim=-1)
         items = self.count_loss_items(input_values, eeg_attention_mask)
         denominator = _denominators(items, num_items_in_batch, self.training)
-        frequency_loss, raw_loss, commitment_loss = patch_losses.sum((0, 1)) / denominator
+        losses = patch_losses.sum((0, 1)) / denominator
+        # a tensor of its own: the Trainer scales it in place
+        loss, (frequency_loss, raw_loss, commitment_loss) = losses[0].clone(), losses[1:]
         usage, perplexity = codebook_statistics(codes, self.config.codebook_size)
         return NeuroLMVQOutput(
-            loss=frequency_loss + raw_loss + commitment_loss,
+            loss=loss,
             frequency_loss=frequency_loss,
             raw_loss=raw_loss,
             commitment_loss=commitment_loss,
@@ -816,7 +820,7 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        _init_eeg_module(module, _eeg_config(self.config))
+        _init_eeg_module(module)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -853,7 +857,9 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         self.eeg_projector = (
             nn.Identity() if eeg_width == text_width else nn.Sequential(nn.Linear(eeg_width, text_width), nn.GELU())
         )
-        self.channel_embedding = NeuroLMEEGEmbedding(eeg_config.num_channel_embeddings, text_width)
+        self.channel_embedding = NeuroLMEEGEmbedding(
+            eeg_config.num_channel_embeddings, text_width, config.channel_initializer_range
+        )
         # one precision for all, whatever the text model was published in
         self.language_model = AutoModel.from_config(config.get_text_config(), dtype=torch.get_default_dtype())
         if "position_ids" not in inspect.signature(self.language_model.forward).parameters:
@@ -903,7 +909,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         features, _ = self._encode(
             input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask, with_codes=False
         )
-        return self._embed(features, eeg_channel_ids)
+        return self._embed(features, eeg_channel_ids, eeg_segment_ids)
 
     def get_eeg_codes(
         self,
@@ -951,10 +957,25 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
                 codes = codes if mask is None else codes.masked_fill(~mask, PADDING_CODE)
             return rows.join(row_features, 0), codes
 
-    def _embed(self, features: torch.Tensor, channel_ids: torch.Tensor) -> torch.Tensor:
+    def _embed(
+        self, features: torch.Tensor, channel_ids: torch.Tensor, segment_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.training and self.config.feature_noise > 0:
+            features = features + self._segment_offsets(features, segment_ids)
         return self.eeg_projector(features.to(self.channel_embedding.weight.dtype)) + self.channel_embedding(
             channel_ids
         )
+
+    def _segment_offsets(self, features: torch.Tensor, segment_ids: torch.Tensor | None) -> torch.Tensor:
+        """Random offsets (batch, patches, width), the same for all patches of a segment."""
+        segments = 1 if segment_ids is None else int(segment_ids.max()) + 1
+        offsets = torch.randn(
+            len(features), segments, features.shape[-1], device=features.device, dtype=features.dtype
+        )
+        offsets = offsets * self.config.feature_noise
+        if segment_ids is None:
+            return offsets.expand_as(features)
+        return offsets.gather(1, segment_ids.clamp(min=0)[..., None].expand_as(features))
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None
@@ -1016,7 +1037,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
             features, codes = self._encode(
                 input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask, output_eeg_codes
             )
-            eeg_embeds = self._embed(features, eeg_channel_ids)
+            eeg_embeds = self._embed(features, eeg_channel_ids, eeg_segment_ids)
             if eeg_attention_mask is not None:
                 eeg_embeds = eeg_embeds[eeg_attention_mask.bool()]
             inputs_embeds = inputs_embeds.masked_scatter(
@@ -1471,28 +1492,45 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
 
 
 def reconstruction_targets(
-    input_values: torch.Tensor, mask: torch.Tensor | None, num_frequency_bins: int
+    input_values: torch.Tensor, mask: torch.Tensor | None, config: NeuroLMVQConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the decoders must predict (paper, section 3.1): z-scores over the real patches of each sample.
 
     Args:
         input_values: (batch, patches, patch_size); mask: (batch, patches), True where real.
+        config: says which spectrum is predicted.
 
     Returns:
-        amplitudes (batch, patches, num_frequency_bins), z-scored together with all two-sided bins; the signal (batch,
-        patches, patch_size), z-scored. Both float32, zero at padding, with the unbiased standard deviation.
+        spectra (batch, patches, num_frequency_bins): amplitudes, z-scored together with all two-sided bins, or the log
+        power of these bins, z-scored together; the signal (batch, patches, patch_size), z-scored. Both float32, zero
+        at padding, with the unbiased standard deviation.
     """
     with torch.autocast(input_values.device.type, enabled=False):
         signal = input_values.detach().float()
-        size = signal.shape[-1]
+        size, bins = signal.shape[-1], config.num_frequency_bins
         amplitude = torch.fft.rfft(signal, dim=-1).abs()
-        # z-scores are taken over the two-sided spectrum, in which every bin but 0 and Nyquist appears twice
-        twice = torch.full((amplitude.shape[-1],), 2.0, device=signal.device)
-        twice[0] = 1.0
-        if size % 2 == 0:
-            twice[-1] = 1.0
-        frequency = _zscore(amplitude, mask, twice)[..., :num_frequency_bins]
+        if config.frequency_target == "log_power":
+            log_power = _log_power(amplitude, mask, config.frequency_smoothing)[..., :bins]
+            frequency = _zscore(log_power, mask, torch.ones(bins, device=signal.device))
+        else:
+            # z-scores are taken over the two-sided spectrum, in which every bin but 0 and Nyquist appears twice
+            twice = torch.full((amplitude.shape[-1],), 2.0, device=signal.device)
+            twice[0] = 1.0
+            if size % 2 == 0:
+                twice[-1] = 1.0
+            frequency = _zscore(amplitude, mask, twice)[..., :bins]
         return frequency, _zscore(signal, mask, torch.ones(size, device=signal.device))
+
+
+def _log_power(amplitude: torch.Tensor, mask: torch.Tensor | None, smoothing: int) -> torch.Tensor:
+    """Log of the power (batch, patches, bins), averaged over `smoothing` neighbouring bins, mirrored at the ends."""
+    mirrored = F.pad(amplitude.square(), (smoothing // 2, smoothing // 2), mode="reflect")
+    power = mirrored.unfold(-1, smoothing, 1).mean(-1)
+    # a floor far under the sample's mean: a flat channel has no power, and its logarithm would hide all others
+    real = torch.ones(power.shape[:2], device=power.device) if mask is None else mask.to(power.dtype)
+    total = (power.mean(-1) * real).sum(1) / real.sum(1).clamp(min=1)
+    floor = 1e-6 * total[:, None, None] + torch.finfo(power.dtype).tiny
+    return (power + floor).log()
 
 
 def _zscore(values: torch.Tensor, mask: torch.Tensor | None, weights: torch.Tensor) -> torch.Tensor:
@@ -1761,13 +1799,13 @@ def _tanh_head(width: int, output_size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, output_size))
 
 
-def _init_eeg_module(module: nn.Module, config: NeuroLMVQConfig) -> None:
+def _init_eeg_module(module: nn.Module) -> None:
     """What the library's default initialisation does not know of the EEG side.
 
     Only modules with weights of their own can be treated here: in custom code the library skips all others.
     """
     if isinstance(module, NeuroLMEEGEmbedding):
-        init.normal_(module.weight, std=config.embedding_initializer_range)
+        init.normal_(module.weight, std=module.initializer_range)
     elif isinstance(module, nn.Conv1d):
         bound = (module.in_channels * module.kernel_size[0]) ** -0.5
         init.uniform_(module.weight, -bound, bound)

@@ -47,13 +47,22 @@ EXPLAINED = frozenset(
 )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: PyYAML takes `1e-4` for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 @dataclass
 class StageTrainingArguments(TrainingArguments):
     """The Trainer's arguments with defaults for NeuroLM: linear warm-up and cosine, bfloat16 where the device has it.
 
     Raises:
-        ValueError: no `output_dir`, `total_train_batch_size` that the devices cannot share out evenly, and what TrainingArguments
-            refuses itself.
+        ValueError: no `output_dir`; a `total_train_batch_size` that the devices cannot share out evenly; what
+            TrainingArguments itself refuses.
     """
 
     _argument_group_name: ClassVar[str] = "options of the Trainer"
@@ -90,6 +99,7 @@ class StageTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
+        self.dataloader_pin_memory &= self.device.type == "cuda"
         if self.total_train_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation(self.total_train_batch_size)
 
@@ -156,7 +166,7 @@ def recipe_arguments(path: str | Path, kinds: Sequence[type]) -> list[str]:
     path = Path(path)
     known = {field.name for kind in kinds for field in fields(kind)}
     arguments: list[str] = []
-    for key, value in _read_yaml(path).items():
+    for key, value in read_recipe(path).items():
         if key not in known:
             raise ValueError(f"{path}: there is no option {key!r}; --help shows which there are.")
         if value is None:
@@ -164,6 +174,31 @@ def recipe_arguments(path: str | Path, kinds: Sequence[type]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         arguments += [f"--{key}", *map(_as_argument, values)]
     return arguments
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The options of a recipe.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no YAML mapping, or a key stands twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {path}.")
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise ValueError(f"{path} is no recipe: it must hold lines of `option: value`.")
+        keys = [key.value for key, _ in node.value]
+        if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"{path}: {', '.join(repeated)} stands there twice.")
+        return loader.construct_mapping(node, deep=True)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    finally:
+        loader.dispose()
 
 
 def json_object(name: str, text: str | None) -> dict[str, Any]:
@@ -185,34 +220,6 @@ def _as_argument(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML takes `1e-4` for a text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no recipe {path}.")
-    loader = _Loader(path.read_text(encoding="utf-8"))
-    try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise ValueError(f"{path} is no recipe: it must hold lines of `option: value`.")
-        keys = [key.value for key, _ in node.value]
-        if repeated := sorted({key for key in keys if keys.count(key) > 1}):
-            raise ValueError(f"{path}: {', '.join(repeated)} stands there twice.")
-        return loader.construct_mapping(node, deep=True)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
-    finally:
-        loader.dispose()
 
 
 def _parser(kind: type, description: str) -> HfArgumentParser:

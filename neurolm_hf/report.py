@@ -198,6 +198,29 @@ def plot_losses(stages: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]])
 
 
 @_drawing
+def plot_scores(rows: Sequence[tuple[str, float, Sequence[float]]], score: str, chance: float) -> "Figure":
+    """Draw scores with their intervals, one below the other.
+
+    Args:
+        rows: name, score, and the low and high end of its interval.
+        score: what the scores are called.
+        chance: the score of guessing, drawn as a line.
+    """
+    if not rows:
+        raise ValueError("there is no score to draw")
+    figure, (axis,) = _panels(1, height=0.8 + 0.32 * len(rows))
+    places = range(len(rows), 0, -1)
+    for place, (_, value, (low, high)) in zip(places, rows, strict=True):
+        axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
+        axis.plot([value], [place], "o", color=BLUE)
+    axis.axvline(chance, color=BLACK, linestyle=":", label="chance")
+    axis.set_yticks(list(places), [name for name, _, _ in rows])
+    axis.set(xlabel=f"{score}, 95% interval over subjects", ylim=(0.3, len(rows) + 0.7))
+    axis.legend(loc="lower right")
+    return figure
+
+
+@_drawing
 def plot_confusion(confusion: ArrayLike, answers: Sequence[str]) -> "Figure":
     """Draw a confusion matrix with counts and percent of each row.
 

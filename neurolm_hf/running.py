@@ -75,10 +75,8 @@ def run_training(trainer: Trainer, settings: Mapping[str, Any]) -> signal.Signal
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.remove_callback(stop)
     if stop.stopped_by is not None:
-        step = trainer.state.global_step
-        _say(
-            trainer, f"{stop.stopped_by.name}: saved at step {step}; start the same command again to go on from there."
-        )
+        name, step = stop.stopped_by.name, trainer.state.global_step
+        _say(trainer, f"{name}: saved at step {step}; start the same command again to go on from there.")
     return stop.stopped_by
 
 

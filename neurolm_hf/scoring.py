@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional
 from transformers.utils.logging import tqdm
 
@@ -52,6 +52,33 @@ def answer_probabilities(
         scores.append(log_likelihoods(model, rows, completions))
     model.train(was_training)
     return functional.softmax(torch.cat(scores).double(), dim=1).cpu().numpy()
+
+
+def calibrate(probabilities: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+    """Probabilities with the model's preference for some answers taken out.
+
+    A model that finds one answer likelier whatever it reads ranks windows well and yet answers them badly. The mean
+    log-probabilities of windows among which every answer is as frequent are that preference.
+
+    Args:
+        probabilities: (windows, answers), of `answer_probabilities`.
+        reference: (other windows, answers), of windows with every answer as often as the others, such as the training
+            windows of a balanced task. Never of the windows that are to be judged.
+
+    Returns:
+        (windows, answers), each row sums to one.
+
+    Raises:
+        ValueError: different numbers of answers, or no reference.
+    """
+    given, known = (np.log(np.maximum(np.asarray(p, dtype=np.float64), 1e-12)) for p in (probabilities, reference))
+    if given.ndim != 2 or known.ndim != 2 or given.shape[1] != known.shape[1] or not len(known):
+        raise ValueError(
+            f"Probabilities {given.shape} and reference {known.shape} must be (windows, answers) of one task."
+        )
+    shifted = np.exp(given - known.mean(axis=0))
+    calibrated: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return calibrated
 
 
 def log_likelihoods(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
@@ -245,12 +246,12 @@ def provenance(
 
 
 def write_results(trainer: NeuroLMTrainer, source: Mapping[str, Any], tasks: Sequence[Task] = ()) -> None:
-    """Evaluates the final model, where there is validation, and writes figures and provenance beside it."""
-    evaluates = trainer.args.eval_strategy != IntervalStrategy.NO
-    metrics = trainer.evaluate() if evaluates else {}
+    """Writes `training.json` beside the model: its figures on the validation split, tasks, provenance, log."""
+    metrics = _validation_metrics(trainer)
+    rows: Any = trainer.train_dataset  # a TrainingSet, of which each process knows its own bad rows
+    skipped = sorted(set(gather_object(rows.skipped)))
     if not trainer.is_world_process_zero():
         return
-    skipped = getattr(trainer.train_dataset, "skipped", [])
     results = {
         "validation": metrics,
         "best_checkpoint": trainer.state.best_model_checkpoint,
@@ -286,6 +287,18 @@ def exit_status(stage: Callable[[], int]) -> int:
 def _check_is_eeg(folder: str) -> None:
     if "block_length" in (read_object(Path(folder) / "preparation.json") or {}):
         raise ValueError(f"{folder} is prepared text: give it as --text-data. --train-data are prepared recordings.")
+
+
+def _validation_metrics(trainer: NeuroLMTrainer) -> dict[str, float]:
+    """Of the weights that are kept: those of the best step or of the last; none without evaluation."""
+    args, state = trainer.args, trainer.state
+    if args.eval_strategy == IntervalStrategy.NO:
+        return {}
+    kept = state.best_global_step if args.load_best_model_at_end else state.global_step
+    known = [entry for entry in state.log_history if entry["step"] == kept and "eval_loss" in entry]
+    metrics = known[-1] if known else trainer.evaluate()
+    beside = ("_runtime", "_per_second")
+    return {name: value for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(beside)}
 
 
 def _describe_set(folder: str, preparation: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:

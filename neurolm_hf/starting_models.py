@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .configuration_neurolm import NeuroLMVQConfig
+from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
 from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel
 from .processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
 
@@ -107,7 +107,10 @@ def new_text_model(model_type: str, tokenizer: PreTrainedTokenizerBase, fields: 
 
 
 def join(
-    vq: str, text_model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    vq: str,
+    text_model: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    fields: Mapping[str, Any] | None = None,
 ) -> tuple[NeuroLMForCausalLM, NeuroLMProcessor]:
     """A trained neural tokenizer before a language model, and the processor of both.
 
@@ -115,16 +118,36 @@ def join(
         vq: folder or Hub id of the neural tokenizer.
         text_model: a causal language model, or its folder or Hub id.
         tokenizer: from `build_text_tokenizer`.
+        fields: of `NeuroLMConfig` that differ from its defaults.
 
     Raises:
-        ValueError: what `load_vq` refuses, or not a text model.
+        ValueError: what `load_vq` refuses, not a text model, or fields that there are not.
         OSError: they cannot be read.
     """
     if isinstance(text_model, str):
         _text_config(text_model)
+    fields = dict(fields or {})
+    _check_fields(NeuroLMConfig(), fields)
     eeg_model, feature_extractor = load_vq(vq)
-    model = NeuroLMForCausalLM.from_eeg_text_pretrained(eeg_model, text_model, tokenizer.get_vocab())
+    model = NeuroLMForCausalLM.from_eeg_text_pretrained(eeg_model, text_model, tokenizer.get_vocab(), **fields)
     return model, NeuroLMProcessor(feature_extractor, tokenizer)
+
+
+def set_dropout(model: NeuroLMForCausalLM, share: float) -> None:
+    """Dropout of the language model while this model is trained; its configuration keeps its own.
+
+    Raises:
+        ValueError: the language model has no dropout to set.
+    """
+    modules = list(model.model.language_model.modules())
+    layers = [module for module in modules if isinstance(module, torch.nn.Dropout)]
+    attentions = [module for module in modules if isinstance(getattr(module, "attention_dropout", None), float)]
+    if share and not layers and not attentions:
+        raise ValueError(f"A {model.config.get_text_config().model_type} has no dropout: leave --dropout out.")
+    for layer in layers:
+        layer.p = share
+    for attention in attentions:
+        attention.attention_dropout = share
 
 
 def load_language_model(source: str, stages: Collection[str]) -> tuple[NeuroLMForCausalLM, NeuroLMProcessor]:
@@ -175,7 +198,11 @@ def _model_type(source: str) -> str:
     """What a folder or Hub id holds, by its config."""
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"{source} holds no model: there is no config.json.")
-    return PreTrainedConfig.get_config_dict(source)[0].get("model_type", "model without a type")
+    try:
+        return PreTrainedConfig.get_config_dict(source)[0].get("model_type", "model without a type")
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"{source} is no folder here, nor can it be read from the Hub: {reason}.") from error
 
 
 def _text_config(source: str) -> Any:

@@ -176,6 +176,17 @@ class NeuroLMTrainer(Trainer):
         counts = torch.stack([self.model.count_loss_items(**batch) for batch in batch_samples]).sum(0)
         return self.accelerator.reduce(counts.to(device), reduction="sum")
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As the Trainer's; a gradient that is not finite never reaches the weights."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # the scaler of fp16 leaves such steps out by itself
+        if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise ValueError(
+                f"The gradient of step {self.state.global_step + 1} is not finite, although its loss is; this step "
+                "has moved no weight. Go on from the last checkpoint with a lower learning rate."
+            )
+        return norm
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As the Trainer's; sealed when every process has written, and only then are older ones removed."""
         run_folder = Path(self._get_output_dir(trial))
@@ -193,7 +204,7 @@ class NeuroLMTrainer(Trainer):
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
-            rotate_checkpoints(str(run_folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(str(run_folder), limit, self.state.best_model_checkpoint)
 
     def _check_arguments(self) -> None:
         if self.args.n_gpu > 1:
@@ -237,6 +248,11 @@ class NeuroLMTrainer(Trainer):
             raise ValueError(
                 f"{what}; this step has moved no weight. Look at these windows (a dead channel, a wrong unit), try a "
                 "lower learning rate or bf16 in place of fp16, or go on without such batches (`skip_bad_batches`)."
+            )
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise ValueError(
+                f"{what}, and weights are no longer finite: training has diverged. Go on from an earlier checkpoint "
+                "with a lower learning rate."
             )
         logger.warning(f"{what}: it is left out.")
         with open(Path(self._get_output_dir(None)) / "skipped.jsonl", "a", encoding="utf-8") as file:

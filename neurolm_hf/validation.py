@@ -28,7 +28,7 @@ from .storage import Row
 from .tasks import Task
 
 
-TOKENIZER_LOSSES = ("frequency_loss", "raw_loss", "commitment_loss")
+TOKENIZER_LOSSES = ("loss", "frequency_loss", "raw_loss", "commitment_loss")
 
 
 def sample_statistics(
@@ -51,7 +51,7 @@ def sample_statistics(
 
 
 def validation_metrics(prediction: EvalPrediction, codebook_size: int) -> dict[str, float]:
-    """Metrics of a split from all of its samples' statistics: means over items, and their `loss`.
+    """Metrics of a split from all of its samples' statistics: means over items, and the `loss`.
 
     Of the tokenizer: `frequency_loss`, `raw_loss`, `commitment_loss`, `codebook_usage`, `perplexity`. Of the language
     model, those that have targets: `eeg_loss`, `text_loss`, and `eeg_accuracy`, the share of EEG targets whose most
@@ -62,7 +62,8 @@ def validation_metrics(prediction: EvalPrediction, codebook_size: int) -> dict[s
     metrics = {
         name: float(sums[name].sum(dtype=np.float64) / count.sum()) for name, count in items.items() if count.sum()
     }
-    metrics["loss"] = sum(value for name, value in metrics.items() if name.endswith("_loss"))
+    if "loss" not in metrics:
+        metrics["loss"] = sum(value for name, value in metrics.items() if name.endswith("_loss"))
     if "codes" in sums:
         usage, perplexity = codebook_statistics(torch.from_numpy(sums["codes"]).long(), codebook_size)
         metrics |= {"codebook_usage": float(usage), "perplexity": float(perplexity)}

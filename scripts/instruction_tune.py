@@ -51,7 +51,7 @@ from neurolm_hf.stages import (
     validation_set,
     write_results,
 )
-from neurolm_hf.starting_models import join, load_language_model, read_text_tokenizer
+from neurolm_hf.starting_models import join, load_language_model, read_text_tokenizer, set_dropout
 from neurolm_hf.tasks import Task
 from neurolm_hf.training import NeuroLMTrainer
 
@@ -73,6 +73,11 @@ class InstructionOptions(StageOptions):
     channel_dropout: float = field(
         default=0.0, metadata={"help": "Share of channels left out of each training window, at random."}
     )
+    feature_noise: float = field(
+        default=0.0,
+        metadata={"help": "Random offset of all features of a window; hides from a small model whose EEG it is."},
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Dropout of the language model."})
     shuffle_options: bool = field(
         default=False, metadata={"help": "Write lettered options in a random order for each training window."}
     )
@@ -170,6 +175,8 @@ def starting_model(options: InstructionOptions) -> tuple[NeuroLMForCausalLM, Neu
     else:
         tokenizer = read_text_tokenizer(options.text_tokenizer or str(options.text_model))
         model, processor = join(str(options.vq), str(options.text_model), tokenizer)
+    model.config.feature_noise = options.feature_noise
+    set_dropout(model, options.dropout)
     if options.tune_eeg_encoder:
         model.config.freeze_eeg_encoder = False
         model.model.eeg_encoder.requires_grad_(True)

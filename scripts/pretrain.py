@@ -69,12 +69,17 @@ class PretrainingOptions(StageOptions):
     text_tokenizer: str | None = field(
         default=None, metadata={"help": "Folder or id of its text tokenizer, where it is not beside the model."}
     )
+    model_config: str | None = field(
+        default=None,
+        metadata={"metavar": "JSON", "help": "Fields of NeuroLMConfig that differ from the paper's, with --vq."},
+    )
     model: str | None = field(
         default=None, metadata={"help": "A pre-trained NeuroLM or a converted release to go on from, instead of --vq."}
     )
 
     def __post_init__(self) -> None:
         self.text_fields = json_object("text_config", self.text_config)
+        self.model_fields = json_object("model_config", self.model_config)
         if (self.model is None) == (self.vq is None):
             raise ValueError("give --vq with a language model to start from, or --model to go on from a NeuroLM")
         if (self.text_model is None) == (self.text_from_scratch is None) and self.vq is not None:
@@ -128,10 +133,13 @@ def run(options: PretrainingOptions, args: StageTrainingArguments, recipe: str |
 def starting_model(options: PretrainingOptions) -> tuple[NeuroLMForCausalLM, NeuroLMProcessor]:
     """The model to train, and its processor."""
     if options.model is not None:
-        return load_language_model(options.model, stages=("tokenizer", "pretrained"))
+        model, processor = load_language_model(options.model, stages=("tokenizer", "pretrained"))
+        if not model.model.eeg_encoder.config.has_codebook:
+            raise ValueError(f"{options.model} has no codes to predict: convert it again, with --vq.")
+        return model, processor
     tokenizer = read_text_tokenizer(options.text_tokenizer or str(options.text_model))
     text_model = options.text_model or new_text_model(str(options.text_from_scratch), tokenizer, options.text_fields)
-    return join(str(options.vq), text_model, tokenizer)
+    return join(str(options.vq), text_model, tokenizer, options.model_fields)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 import errno
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from neurolm_hf.checkpoints import (
     SEAL,
+    WRITE_ERRORS,
     checkpoint_failed,
     checkpoint_step,
     is_complete,
@@ -101,6 +105,25 @@ def test_incomplete_checkpoints_are_removed_where_a_run_writes_them_again(tmp_pa
     os.truncate(checkpoint(tmp_path, 40) / "model.safetensors", 10)
     remove_incomplete(tmp_path, after=20)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20"]
+
+
+WRITERS = {
+    "python": lambda path: path.write_bytes(bytes(4000)),
+    "torch": lambda path: torch.save(torch.zeros(1000), path),
+    "safetensors": lambda path: save_file({"zeros": torch.zeros(1000)}, path),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_errors_of_all_writers_are_known(tmp_path: Path, writer: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # files that cannot grow, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(WRITE_ERRORS):
+            WRITERS[writer](tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_told_with_figures_and_with_what_is_intact(

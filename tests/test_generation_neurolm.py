@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import BACKBONES, EEG, EEG_TOKEN_ID, PAD_TOKEN_ID, ROWS, SEP, VOCAB_SIZE, language_model, lm_batch
 from transformers import GenerationConfig
 
@@ -254,6 +255,17 @@ def test_untuned_models_warn(gpt2, monkeypatch):
     gpt2.config.stage = "instruction-tuned"
     generated(gpt2, lm_batch(ROWS))
     assert len(warnings) == 1
+
+
+def test_a_model_with_an_adapter_on_it_does_not_warn(gpt2, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(modeling_neurolm.logger, "warning_once", warnings.append)
+    gpt2.config.stage = "pretrained"
+    lora = LoraConfig(target_modules=r".*\.language_model\.h\.0\.attn\.c_attn", fan_in_fan_out=True)
+    adapted = get_peft_model(gpt2, lora)
+    adapted.generate(**lm_batch(ROWS), **GREEDY)
+    adapted.warn_if_untuned()
+    assert warnings == []
 
 
 def test_hidden_states_and_scores(gpt2):

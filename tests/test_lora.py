@@ -155,7 +155,7 @@ def test_merging_changes_no_answer():
     assert torch.allclose(expected, merged, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_an_adapter_opens_without_the_package(kind, tmp_path, monkeypatch):
     """From another working directory than that in which its base was named."""
     tokenizer = write_tokenizer(tmp_path / "tokenizer")

@@ -413,6 +413,42 @@ def test_training_computes_logits_at_targets_only(model):
         torch.testing.assert_close(output[name], expected[name])
 
 
+def test_targets_and_their_losses_add_up_to_the_loss(model):
+    batch = lm_batch(ROWS)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    output = model(**batch, labels=labels)
+    wanted = output.targets != -100
+    is_eeg = batch["input_ids"][wanted] == EEG_TOKEN_ID
+    assert torch.equal(is_eeg, output.targets[wanted] >= VOCAB_SIZE)
+    losses = F.cross_entropy(output.logits[wanted], output.targets[wanted], reduction="none")
+    torch.testing.assert_close(output.target_losses, losses)
+    torch.testing.assert_close(output.eeg_loss, losses[is_eeg].mean())
+    assert model.count_loss_items(**batch, labels=labels).tolist() == [is_eeg.sum(), (~is_eeg).sum()]
+
+
+def test_counts_of_a_step_make_a_batch_s_loss_its_share(model):
+    batch, alone = lm_batch(ROWS), [lm_batch([row]) for row in ROWS]
+    whole = model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100))
+    counts = sum(model.count_loss_items(**part, labels=part["input_ids"]) for part in alone)
+    shares = [model(**part, labels=part["input_ids"], num_items_in_batch=counts) for part in alone]
+    torch.testing.assert_close(sum(share.loss for share in shares), whole.loss)
+    eeg = [share.eeg_loss for share in shares if share.eeg_loss is not None]
+    assert len(eeg) == 3
+    torch.testing.assert_close(sum(eeg), whole.eeg_loss)
+
+
+def test_counting_asks_no_more_of_a_batch_than_its_loss_does(gpt2):
+    # a channel twice in a second: no matter as long as no code is predicted
+    batch = lm_batch([[EEG((3, 3), 2), SEP, 11, 12]])
+    labels = batch["input_ids"].masked_fill(batch["input_ids"] == EEG_TOKEN_ID, -100)
+    assert gpt2(**batch, labels=labels).loss.isfinite()
+    assert gpt2.count_loss_items(**batch, labels=labels).tolist() == [0.0, 2.0]
+    with pytest.raises(ValueError, match="a channel twice in one second"):
+        gpt2.count_loss_items(**batch, labels=batch["input_ids"])
+    with pytest.raises(ValueError, match="`labels`"):
+        gpt2.count_loss_items(**batch)
+
+
 def test_one_encoder_pass_gives_features_and_codes(gpt2):
     batch = lm_batch(ROWS)
     calls = []
@@ -627,3 +663,21 @@ def test_pad_rows_do_not_matter():
     batch["eeg_segment_ids"][batch["eeg_attention_mask"] == 0] = 6
     for logits, other in zip(real_logits(model, without(batch, "mm_token_type_ids")), expected, strict=True):
         torch.testing.assert_close(logits, other, atol=1e-5, rtol=1e-4)
+
+
+def test_feature_noise_shifts_a_whole_segment_while_training(gpt2):
+    batch = lm_batch(ROWS)
+    eeg = {name: value for name, value in batch.items() if name.startswith(("input_values", "eeg_"))}
+    plain = gpt2.train().get_eeg_features(**eeg)
+    gpt2.config.feature_noise = 0.5
+    assert torch.equal(gpt2.eval().get_eeg_features(**eeg), plain)
+    torch.manual_seed(0)
+    shift = gpt2.train().get_eeg_features(**eeg) - plain
+    real = eeg["eeg_attention_mask"].bool()
+    segments = torch.arange(len(real))[:, None] * 8 + eeg["eeg_segment_ids"]
+    offsets = [shift[real & (segments == segment)] for segment in segments[real].unique()]
+    for offset in offsets:
+        torch.testing.assert_close(offset, offset[:1].expand_as(offset), atol=1e-5, rtol=0)
+    each = torch.stack([offset[0] for offset in offsets])
+    assert float(each.std()) == pytest.approx(0.5, rel=0.25)
+    assert len(each.round(decimals=3).unique(dim=0)) == len(each)

@@ -135,11 +135,51 @@ def test_compatibility_switch_lets_padding_enter(model):
 
 def test_targets_are_z_scores_of_the_whole_two_sided_spectrum():
     values = SAMPLES[0].values()[None]
-    frequency, raw = reconstruction_targets(values, None, 100)
+    frequency, raw = reconstruction_targets(values, None, vq_config())
     amplitude = torch.fft.fft(values).abs()
     expected = (amplitude - amplitude.mean()) / amplitude.std()
     torch.testing.assert_close(frequency, expected[..., :100], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(raw, (values - values.mean()) / values.std(), atol=1e-5, rtol=1e-5)
+
+
+def test_log_power_target_is_the_smoothed_z_score():
+    values = vq_batch(EEG((1, 2), 3, seed=4))["input_values"]
+    config = vq_config(frequency_target="log_power", frequency_smoothing=5, num_frequency_bins=60)
+    frequency, _ = reconstruction_targets(values, None, config)
+    power = torch.fft.fft(values[0].double()).abs()[:, :101].square()
+    smooth = torch.stack([power[:, [abs(b + offset) for offset in range(-2, 3)]].mean(-1) for b in range(60)], dim=-1)
+    logarithm = smooth.log()
+    torch.testing.assert_close(
+        frequency[0].double(), (logarithm - logarithm.mean()) / logarithm.std(), atol=1e-3, rtol=1e-3
+    )
+    # a gain changes nothing, and neither does padding
+    louder, _ = reconstruction_targets(values * 1e3, None, config)
+    torch.testing.assert_close(louder, frequency, atol=1e-4, rtol=1e-4)
+    padded = vq_batch(EEG((1, 2), 3, seed=4), extra_padding=3)
+    masked, _ = reconstruction_targets(padded["input_values"], padded["eeg_attention_mask"].bool(), config)
+    torch.testing.assert_close(masked[:, :6], frequency)
+    assert not masked[:, 6:].any()
+
+
+def test_a_flat_channel_leaves_the_log_power_of_the_others_readable():
+    values = vq_batch(EEG((1, 2), 3, seed=4))["input_values"]
+    flat = torch.cat([values, torch.zeros(1, 1, PATCH_SIZE)], dim=1)
+    frequency, _ = reconstruction_targets(flat, None, vq_config(frequency_target="log_power"))
+    assert frequency.isfinite().all()
+    assert frequency[0, :6].std() > 0.3
+
+
+def test_weights_of_the_reconstruction_losses():
+    batch = vq_batch(*SAMPLES)
+    for weights in ((1.0, 0.0), (0.0, 1.0), (0.5, 2.0)):
+        model = vq_model(frequency_weight=weights[0], raw_weight=weights[1])
+        output = model(**batch)
+        expected = weights[0] * output.frequency_loss + weights[1] * output.raw_loss + output.commitment_loss
+        torch.testing.assert_close(output.loss, expected)
+        torch.testing.assert_close(output.raw_loss, vq_model()(**batch).raw_loss)
+        output.loss.backward()
+        reached = [bool(d.head[0].weight.grad.any()) for d in (model.frequency_decoder, model.raw_decoder)]
+        assert reached == [weight > 0 for weight in weights]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
@@ -291,6 +331,54 @@ def test_micro_batches_move_the_codebook_once(model):
     assert torch.equal(split.encoder.quantizer.codebook, after)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_patch_losses_add_up_to_the_losses(padded):
+    model = vq_model(padding_enters_statistics=padded, commitment_weight=0.7)
+    batch = vq_batch(*SAMPLES, extra_padding=2)
+    output = model(**batch)
+    count = model.count_loss_items(**batch)
+    assert count.tolist() == [3 * 11 if padded else 17]
+    assert output.patch_losses.shape == (3, 11, 4)
+    names = ("loss", "frequency_loss", "raw_loss", "commitment_loss")
+    for name, total in zip(names, output.patch_losses.sum((0, 1)), strict=True):
+        torch.testing.assert_close(output[name], total / count[0])
+    padding = batch["eeg_attention_mask"] == 0
+    assert (output.patch_losses[padding][:, 1:3] == 0).all()
+    assert bool((output.patch_losses[padding][:, 3] == 0).all()) is not padded
+
+
+def test_counts_of_a_step_make_a_batch_s_losses_its_share(pretraining_model):
+    model = pretraining_model
+    texts = torch.arange(9).view(3, 3)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+    whole = model(**vq_batch(*SAMPLES), text_input_ids=texts, text_attention_mask=mask)
+    parts = [
+        {**vq_batch(sample), "text_input_ids": texts[i : i + 1], "text_attention_mask": mask[i : i + 1]}
+        for i, sample in enumerate(SAMPLES)
+    ]
+    counts = sum(model.count_loss_items(**part) for part in parts)
+    assert counts.tolist() == [17, 17, 6]
+    shares = [model(**part, num_items_in_batch=counts) for part in parts]
+    for name in (*LOSSES, "eeg_alignment_loss", "text_alignment_loss"):
+        torch.testing.assert_close(sum(share[name] for share in shares), whole[name])
+    no_mask = {name: values for name, values in vq_batch(SAMPLES[0]).items() if name != "eeg_attention_mask"}
+    assert model.count_loss_items(**no_mask).tolist() == [4, 4, 0]
+    assert model.count_loss_items(**no_mask, text_input_ids=texts).tolist() == [4, 4, 9]
+
+
+def test_a_dropped_step_does_not_move_the_codebook(model):
+    start = model.encoder.quantizer.codebook.clone()
+    model.train()(**vq_batch(SAMPLES[0]))
+    model.drop_codebook_step()
+    model(**vq_batch(SAMPLES[1]))
+    model.update_codebook()
+    assert torch.equal(model.encoder.quantizer.codebook, start)
+    # the next step counts again
+    model(**vq_batch(SAMPLES[1]))
+    model.update_codebook()
+    assert not torch.equal(model.encoder.quantizer.codebook, start)
+
+
 def test_evaluation_teaches_the_codebook_nothing(model):
     state = copy.deepcopy(model.state_dict())
     model.eval()(**vq_batch(*SAMPLES))
@@ -322,6 +410,20 @@ def test_kmeans_places_the_codebook_on_the_first_batch():
     placed = quantizer.codebook.clone()
     model(**vq_batch(SAMPLES[0]))
     assert torch.equal(quantizer.codebook, placed)
+
+
+def test_kmeans_waits_for_a_batch_that_is_finite():
+    model = NeuroLMVQModel(vq_config()).train()
+    codebook = model.encoder.quantizer.codebook.clone()
+    batch = vq_batch(*SAMPLES)
+    output = model(**{**batch, "input_values": batch["input_values"] * float("nan")})
+    assert not output.loss.isfinite()
+    assert torch.equal(model.encoder.quantizer.codebook, codebook)
+    assert not model.encoder.quantizer.initialized
+    model.drop_codebook_step()
+    model.update_codebook()
+    model(**batch)
+    assert model.encoder.quantizer.initialized
 
 
 def test_kmeans_with_fewer_vectors_than_codes():
@@ -501,6 +603,16 @@ def test_gradient_is_reversed_and_scaled(pretraining_model):
         for name, gradient in straight.items():
             factor = -strength if name.startswith("vq.encoder") else 1.0
             torch.testing.assert_close(reversed_[name], factor * gradient, atol=1e-6, rtol=1e-3)
+
+
+def test_strength_of_the_reversal_is_the_attribute_s_unless_given(pretraining_model):
+    def encoder_gradient(**kwargs):
+        return alignment_gradients(pretraining_model, **kwargs)["vq.encoder.patch_embedding.conv1.weight"]
+
+    assert not encoder_gradient(strength=None).any()
+    pretraining_model.reversal_strength = 0.6
+    torch.testing.assert_close(encoder_gradient(strength=None), encoder_gradient(strength=0.6))
+    assert not encoder_gradient(strength=0.0).any()
 
 
 def test_text_side_of_the_adversary(pretraining_model):

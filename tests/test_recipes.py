@@ -1,10 +1,9 @@
 """Every recipe is read whole, and trains by the paper's schedule step by step."""
 
 import ast
-import importlib.util
+import importlib
 import json
 import math
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -63,11 +62,7 @@ def script_of(recipe):
 
 def script_module(name):
     """A script as a module."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    return importlib.import_module(f"scripts.{name}")
 
 
 def parsed(recipe, *arguments):
@@ -260,6 +255,23 @@ def test_wrong_usage_is_one_line_and_status_2(arguments, words, capsys):
     assert usage.startswith("usage:")
     assert words in error
     assert not rest
+
+
+def test_without_a_recipe_the_rate_falls_to_a_tenth_by_a_cosine():
+    args = StageTrainingArguments(output_dir="out", use_cpu=True, learning_rate=1.0, max_steps=20)
+    trainer = NeuroLMTrainer(model=nn.Linear(3, 3), args=args)
+    trainer.create_optimizer_and_scheduler(20)
+    rates = []
+    for _ in range(20):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[:4] == pytest.approx([0, 0.5, 1, 0.1 + 0.45 * (1 + math.cos(math.pi / 18))])
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0.1)
+    # what belongs to the cosine is not handed to another schedule
+    assert (
+        StageTrainingArguments(output_dir="out", use_cpu=True, lr_scheduler_type="linear").lr_scheduler_kwargs is None
+    )
 
 
 def test_precision_follows_the_device(monkeypatch):

@@ -105,6 +105,18 @@ def test_a_loss_logged_once_can_be_seen():
     assert axis.get_lines()[0].get_marker() == "o"
 
 
+def test_scores_stand_below_one_another_with_their_intervals():
+    rows = [("ours", 0.7, (0.6, 0.8)), ("baseline", 0.65, (0.5, 0.75))]
+    (axis,) = report.plot_scores(rows, "AUROC", chance=0.5).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ours", "baseline"]
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()]
+    assert lines[:2] == [([0.6, 0.8], [2, 2]), ([0.7], [2])]
+    assert lines[2:4] == [([0.5, 0.75], [1, 1]), ([0.65], [1])]
+    assert lines[4][0] == [0.5, 0.5]
+    with pytest.raises(ValueError, match="no score"):
+        report.plot_scores([], "AUROC", chance=0.5)
+
+
 def test_confusion_has_counts_and_percent_of_each_row():
     axis = report.plot_confusion([[3, 1], [0, 0]], ["No", "Yes"]).axes[0]
     assert [text.get_text() for text in axis.texts] == ["3\n75 %", "1\n25 %", "0\n0 %", "0\n0 %"]

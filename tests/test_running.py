@@ -78,8 +78,13 @@ def test_a_run_that_saves_seldom_makes_its_lost_steps_again(tmp_path: Path, unin
     assert last_complete_checkpoint(tmp_path) is None
     assert run_in_process("vq", tmp_path, Trouble(moment="step_end", step=5), **arguments) == -signal.SIGKILL
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    half = tmp_path / "checkpoint-6" / "half-written.pt"
+    half.parent.mkdir()
+    half.touch()
     assert run_in_process("vq", tmp_path, **arguments) == 0
     assert_same(results(tmp_path), uninterrupted("vq"))
+    assert is_complete(half.parent)
+    assert not half.exists()
 
 
 @pytest.mark.slow
@@ -116,6 +121,8 @@ def test_a_stopped_run_saves_and_goes_on(
     assert f"{number.name}: saved at step 3; start the same command again" in said(tmp_path)
     assert run_in_process("vq", tmp_path, **arguments) == 0
     assert f"{tmp_path}: going on from step 3 of 6." in said(tmp_path)
+    # the last step is saved in any case, to tell that the run has ended
+    assert is_complete(tmp_path / "checkpoint-6")
     assert_same(results(tmp_path), uninterrupted("vq"))
 
 
@@ -123,11 +130,33 @@ def test_a_scheduler_s_signal_to_all_processes_does_not_end_the_workers_first(
     tmp_path: Path, uninterrupted: Any
 ) -> None:
     trouble = Trouble(signal.SIGTERM, "substep_end", 2, whole_group=True)
-    arguments = {"save_strategy": "no", "dataloader_num_workers": 2}
+    arguments = {
+        "save_strategy": "no",
+        "dataloader_num_workers": 2,
+        "dataloader_multiprocessing_context": "fork",
+    }
     assert run_in_process("vq", tmp_path, trouble, **arguments) == 128 + signal.SIGTERM
     assert is_complete(tmp_path / "checkpoint-3")
     assert run_in_process("vq", tmp_path, **arguments) == 0
     assert_same(results(tmp_path), uninterrupted("vq"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vq", "lora"])
+def test_two_processes_stop_together_and_go_on(tmp_path: Path, stage: str) -> None:
+    """The signal meets only the second process; a kill leaves a checkpoint of which the first wrote more."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = {"per_device_train_batch_size": 1, "ddp_backend": "gloo"}
+    assert run_in_process(stage, whole, ranks=2, **arguments) == 0
+    stop = Trouble(signal.SIGTERM, "substep_end", 2, rank=1)
+    assert run_in_process(stage, parts, stop, ranks=2, **arguments) == 128 + signal.SIGTERM
+    assert last_complete_checkpoint(parts) == parts / "checkpoint-3"
+    assert said(parts).count("SIGTERM: saved at step 3") == 1
+    kill = Trouble(moment="saving", step=5)
+    assert run_in_process(stage, parts, kill, ranks=2, **arguments) == -signal.SIGKILL
+    assert last_complete_checkpoint(parts) == parts / "checkpoint-4"
+    assert run_in_process(stage, parts, ranks=2, **arguments) == 0
+    assert_same(results(parts), results(whole))
 
 
 def evaluations(output_dir: Path) -> tuple[list[dict[str, Any]], Any]:
@@ -182,11 +211,12 @@ def test_a_full_disk_leaves_what_is_complete(
         save(content, file)
 
     monkeypatch.setattr(torch, "save", save_until_full)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*checkpoint-3 is complete"):
         run_training(trainer, {"stage": "vq"})
     monkeypatch.undo()
     assert not (tmp_path / "checkpoint-4").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert run_in_process("vq", tmp_path) == 0
     assert_same(results(tmp_path), uninterrupted("vq"))
 
@@ -254,6 +284,7 @@ def test_the_next_interrupt_from_the_keyboard_ends_it_at_once(tmp_path: Path) ->
     trainer = make_trainer("vq", tmp_path)
     trainer.add_callback(TroubleCallback(Trouble(signal.SIGINT, "step_begin", 1)))
     trainer.add_callback(TroubleCallback(Trouble(signal.SIGINT, "substep_end", 1)))
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_training(trainer, {})
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
-from neurolm_hf.scoring import answer_probabilities
+from neurolm_hf.scoring import answer_probabilities, calibrate
 from neurolm_hf.tasks import load_task
 
 
@@ -99,3 +99,21 @@ def test_an_untuned_model_warns(model: NeuroLMForCausalLM, processor: NeuroLMPro
     monkeypatch.setattr("neurolm_hf.modeling_neurolm.logger.warning_once", said.append)
     answer_probabilities(model, processor, tuple(RECORDINGS), TASK, **arguments(processor))
     assert "never instruction-tuned" in said[0]
+
+
+def test_calibration_takes_the_models_preference_out() -> None:
+    # odds of 3 for the second answer on average, whatever is asked
+    reference = np.array([[0.1, 0.9], [0.5, 0.5]])
+    given = np.array([[0.25, 0.75], [0.2, 0.8], [0.4, 0.6]])
+    calibrated = calibrate(given, reference)
+    np.testing.assert_allclose(calibrated.sum(axis=1), 1.0)
+    np.testing.assert_allclose(calibrated[0], [0.5, 0.5])
+    assert calibrated[1, 1] > 0.5 > calibrated[2, 1]
+    odds = given[:, 1] / given[:, 0]
+    np.testing.assert_allclose(calibrated[:, 1] / calibrated[:, 0], odds / 3)
+
+
+@pytest.mark.parametrize("reference", [np.empty((0, 2)), np.full((2, 3), 1 / 3)])
+def test_calibration_needs_a_reference_of_the_same_answers(reference: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="of one task"):
+        calibrate(np.array([[0.5, 0.5]]), reference)

@@ -21,6 +21,7 @@ from neurolm_hf.starting_models import (
     new_text_model,
     new_vq,
     read_text_tokenizer,
+    set_dropout,
 )
 
 
@@ -166,3 +167,33 @@ def test_what_is_no_tokenizer_is_refused(folders, source, words):
 def test_a_missing_text_tokenizer_says_what_to_give(folders):
     with pytest.raises(ValueError, match=r"cannot be read: .* Give --text-tokenizer"):
         read_text_tokenizer(folders["empty"])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_dropout_acts_while_training_and_is_not_saved(folders, kind):
+    model, _ = join(folders["vq"], folders[kind], read_text_tokenizer(folders[kind]))
+    ids = torch.arange(6, 14).unsqueeze(0)
+    before = model.config.to_dict()
+
+    def hidden(mode):
+        with torch.no_grad():
+            return model.train(mode)(input_ids=ids).logits
+
+    assert torch.equal(hidden(True), hidden(True))
+    set_dropout(model, 0.5)
+    assert not torch.equal(hidden(True), hidden(True))
+    assert torch.equal(hidden(False), hidden(False))
+    assert model.config.to_dict() == before
+    set_dropout(model, 0.0)
+    assert torch.equal(hidden(True), hidden(True))
+
+
+def test_fields_of_the_language_model_are_its_own(folders):
+    tokenizer = read_text_tokenizer(folders["gpt2"])
+    torch.manual_seed(0)
+    narrow, _ = join(folders["vq"], folders["gpt2"], tokenizer, {"channel_initializer_range": 0.01})
+    wide, _ = join(folders["vq"], folders["gpt2"], tokenizer, {"channel_initializer_range": 2.0})
+    assert float(narrow.model.channel_embedding.weight.std()) == pytest.approx(0.01, rel=0.1)
+    assert float(wide.model.channel_embedding.weight.std()) == pytest.approx(2.0, rel=0.1)
+    with pytest.raises(ValueError, match="NeuroLMConfig has no field noise"):
+        join(folders["vq"], folders["gpt2"], tokenizer, {"noise": 1})

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_recipes import script_module
 from test_remote_code import run
 
-from neurolm_hf import EEGFeatureExtractor, NeuroLMForCausalLM, NeuroLMVQModel
+from neurolm_hf import EEGFeatureExtractor, NeuroLMConfig, NeuroLMForCausalLM, NeuroLMProcessor, NeuroLMVQModel
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.storage import load_prepared, row_signal
@@ -74,11 +76,19 @@ def here(script, *arguments):
     return exit_.value.code
 
 
+def command(script, *arguments):
+    """A script as users start it, for `subprocess`. With as many threads each time: their number changes sums."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
+    return {
+        "args": [sys.executable, str(REPOSITORY / "scripts" / f"{script}.py"), *map(str, arguments)],
+        "env": environment,
+        "text": True,
+    }
+
+
 def started(script, *arguments):
     """Runs a script as users do; returns what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, str(REPOSITORY / "scripts" / f"{script}.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(**command(script, *arguments), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -129,12 +139,12 @@ def tuned(folders, pretrained):
 @pytest.fixture(scope="module")
 def adapter(folders, pretrained):
     output = f"{folders['root']}/run-adapter"
-    started(
-        "instruction_tune",
+    arguments = [
         *(REPOSITORY / "recipes" / "instruction-lora.yaml", "--model", pretrained, "--save-merged"),
         *("--train-data", folders["Workload"], folders["HMC"], "--weights", "1", "3", "--learning-rate", "0.05"),
         *("--save-strategy", "steps", "--output-dir", output, *SHORT),
-    )
+    ]
+    assert here("instruction_tune", *arguments) == 0
     return output
 
 
@@ -194,9 +204,11 @@ def test_two_tasks_are_learnt_at_once(tuned):
     accuracies = [metrics[f"eval_{task}_balanced_accuracy"] for task in TASKS]
     assert metrics["eval_balanced_accuracy"] == pytest.approx(sum(accuracies) / 2)
     best = max(entry["eval_balanced_accuracy"] for entry in made["log"] if "eval_balanced_accuracy" in entry)
-    # the best checkpoint is the one that is kept
     assert metrics["eval_balanced_accuracy"] == best
-    assert made["best_checkpoint"] is not None
+    # the best checkpoint is the one that is kept
+    kept, chosen = (load_file(Path(folder) / "model.safetensors") for folder in (tuned, made["best_checkpoint"]))
+    assert kept.keys() == chosen.keys()
+    assert all(torch.equal(value, chosen[name]) for name, value in kept.items())
 
 
 def test_everything_opens_without_the_package(folders, vq, tuned, adapter, tmp_path):
@@ -257,7 +269,67 @@ def test_a_run_that_has_ended_writes_the_same_model_again(folders, vq, capsys):
     assert "learning_rate was 0.0015 and is 1e-05 now" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def long_run(script, folders):
+    """Arguments of a run of six steps whose every step is saved."""
+    saved = ["--use-cpu", "--max-steps", "6", "--per-device-train-batch-size", "4", "--save-steps", "1"]
+    saved += ["--text-data", folders["text"], "--text-batch-size", "2"]
+    if script == "train_vq":
+        # codes are revived, the quantiser bypassed, the features standardised at the end
+        fields = json.dumps({**TINY_VQ, "dead_code_threshold": 0.1})
+        start = ["--from-scratch", "--vq-config", fields, "--text-model", folders["gpt2"], "--standardize-features"]
+        return [*start, *saved, "--quantizer-warmup-steps", "1", "--train-data", folders["Workload"]]
+    if script == "pretrain":
+        return ["--vq", folders["vq"], "--text-model", folders["gpt2"], *saved, "--train-data", folders["corpus"]]
+    start = ["--model", folders["model"], "--channel-dropout", "0.3", "--shuffle-options", "--lora"]
+    sets = [folders["Workload"], folders["HMC"]]
+    return [*start, *saved, "--lora-dropout", "0.1", "--train-data", *sets, "--weights", "1", "2"]
+
+
+def weights(folder):
+    """The bytes of a finished run's weights."""
+    (file,) = [one for one in Path(folder).glob("*model.safetensors")]
+    return file.read_bytes()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(folders, tmp_path, capsys, monkeypatch):
+    arguments = long_run("train_vq", folders)
+    assert here("train_vq", *arguments, "--output-dir", tmp_path / "whole") == 0
+
+    class Preempted(EEGCollator):
+        def __call__(self, rows):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(rows)
+
+    with monkeypatch.context() as context:
+        context.setattr(script_module("train_vq"), "EEGCollator", Preempted)
+        assert here("train_vq", *arguments, "--output-dir", tmp_path / "stopped") == 143
+    assert "SIGTERM: saved at step 1; start the same command again" in capsys.readouterr().out
+    assert not (tmp_path / "stopped" / "training.json").exists()
+    assert here("train_vq", *arguments, "--output-dir", tmp_path / "stopped") == 0
+    assert "going on from step 1 of 6" in capsys.readouterr().out
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_vq", "pretrain", "instruction_tune"])
+def test_killed_runs_end_with_the_same_weights(folders, tmp_path, script):
+    """SIGKILL as soon as the second checkpoint is there; the third may be half-written."""
+    arguments = long_run(script, folders)
+    started(script, *arguments, "--output-dir", tmp_path / "whole")
+    with open(tmp_path / "log", "w") as log:
+        again = command(script, *arguments, "--output-dir", tmp_path / "killed")
+        killed = subprocess.Popen(**again, stdout=log, stderr=log)
+        while not (tmp_path / "killed" / "checkpoint-2" / "complete.json").exists():
+            assert killed.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        killed.kill()
+        killed.wait()
+    assert not (tmp_path / "killed" / "training.json").exists()
+    assert "going on from step" in started(script, *arguments, "--output-dir", tmp_path / "killed")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_other_decoders_start_and_are_tuned(folders, kind, tmp_path):
     short = ["--use-cpu", "--max-steps", "2", "--per-device-train-batch-size", "4"]
     start = ["--vq", folders["vq"], "--text-model", folders[kind], "--train-data", folders["corpus"]]
@@ -291,13 +363,23 @@ def test_a_text_model_from_scratch_and_a_release_to_go_on_from(folders, tmp_path
     assert results(tmp_path / "on")["provenance"]["started_from"]["provenance"]["steps"] == 1
 
 
+def test_a_release_without_codes_cannot_be_pretrained(folders, tmp_path, capsys):
+    config = NeuroLMConfig.from_pretrained(folders["model"])
+    config.eeg_config.has_codebook = False
+    NeuroLMForCausalLM(config).save_pretrained(tmp_path / "model")
+    NeuroLMProcessor.from_pretrained(folders["model"]).save_pretrained(tmp_path / "model")
+    start = ["--model", tmp_path / "model", "--train-data", folders["corpus"], "--use-cpu"]
+    assert here("pretrain", *start, "--output-dir", tmp_path / "run") == 1
+    assert "has no codes to predict: convert it again, with --vq" in capsys.readouterr().err
+
+
 def test_without_pretraining_a_tokenizer_and_a_text_model_are_tuned(folders, tmp_path):
     start = ["--vq", folders["vq"], "--text-model", folders["gpt2"], "--train-data", folders["Workload"]]
     short = ["--use-cpu", "--max-steps", "1", "--output-dir", tmp_path]
     assert here("instruction_tune", *start, *short) == 0
     model = NeuroLMForCausalLM.from_pretrained(tmp_path)
     task = load_task("Workload")
-    processor = script_module("instruction_tune").NeuroLMProcessor.from_pretrained(tmp_path)
+    processor = NeuroLMProcessor.from_pretrained(tmp_path)
     rows = load_prepared(folders["Workload"], "validation")
     probabilities = answer_probabilities(
         model,
@@ -421,7 +503,11 @@ NEW_VQ = ["--from-scratch", "--vq-config", json.dumps(TINY_VQ)]
             ],
             "or give --eval-strategy no --load-best-model-at-end false.",
         ),
-        ("instruction_tune", ["--model", "{root}/nowhere", "--train-data", "{Workload}"], "nowhere"),
+        (
+            "instruction_tune",
+            ["--model", "{root}/nowhere", "--train-data", "{Workload}"],
+            "{root}/nowhere is no folder here",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_status_1(folders, tmp_path, capsys, script, arguments, words):

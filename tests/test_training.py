@@ -254,6 +254,41 @@ def test_a_bad_batch_is_left_out_and_reported(tmp_path: Path) -> None:
     assert_same_steps([kept.steps[1]], [{**gradients(model), "vq.encoder.quantizer.codebook": moved}])
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path, skip: bool) -> None:
+    model = small_tokenizer()
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    model.raw_decoder.embedding.weight.register_hook(lambda gradient: gradient * float("nan"))
+    trainer = NeuroLMTrainer(
+        model=model,
+        args=arguments(tmp_path),
+        train_dataset=ROWS,
+        data_collator=EEGCollator(EEGFeatureExtractor()),
+        callbacks=[CodebookCallback()],
+        skip_bad_batches=skip,
+    )
+    with pytest.raises(ValueError, match="gradient of step 1 is not finite"):
+        trainer.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
+
+
+def test_a_model_that_has_diverged_is_not_skipped_for_ever(tmp_path: Path) -> None:
+    class Diverge(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            kwargs["model"].raw_decoder.embedding.weight.data.fill_(float("nan"))
+
+    trainer = NeuroLMTrainer(
+        model=small_tokenizer(),
+        args=arguments(tmp_path),
+        train_dataset=ROWS,
+        data_collator=EEGCollator(EEGFeatureExtractor()),
+        callbacks=[CodebookCallback(), Diverge()],
+        skip_bad_batches=True,
+    )
+    with pytest.raises(ValueError, match=r"step 2 is nan.*weights are no longer finite"):
+        trainer.train()
+
+
 def test_a_bad_first_batch_does_not_place_the_codebook(tmp_path: Path) -> None:
     model = small_tokenizer()
     start, placed = model.encoder.quantizer.codebook.clone(), []
@@ -300,6 +335,9 @@ def test_checkpoints_are_sealed_before_older_ones_go(tmp_path: Path, monkeypatch
         seal(folder)
 
     monkeypatch.setattr(training, "seal", observed)
+    # left by an earlier run that had come further: its seal must not vouch for what is written now
+    (tmp_path / "checkpoint-1").mkdir()
+    seal(tmp_path / "checkpoint-1")
     args = arguments(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1)
     trainer = NeuroLMTrainer(
         model=small_tokenizer(),

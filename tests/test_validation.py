@@ -4,18 +4,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib.image import imread
 from small_trainings import ROWS, TASK, arguments, language_model, make_processor, stages
 from transformers import EarlyStoppingCallback
 from transformers.utils import logging
 
 from neurolm_hf.metrics import balanced_accuracy
-from neurolm_hf.modeling_neurolm import codebook_statistics
+from neurolm_hf.modeling_neurolm import NeuroLMCausalLMOutputWithPast, codebook_statistics
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.tasks import load_task
 from neurolm_hf.training import CodebookCallback, NeuroLMTrainer
-from neurolm_hf.validation import ReconstructionCallback, answer_counts
+from neurolm_hf.validation import ReconstructionCallback, answer_counts, sample_statistics
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_language_model_metrics_are_means_over_the_whole_split(
     assert metrics["eval_eeg_accuracy"] == pytest.approx(right.float().mean().item())
 
 
-def test_accuracy_on_codes_is_one_for_a_model_that_knows_them(tmp_path: Path) -> None:
+def test_accuracy_on_codes_is_that_of_the_likeliest_code(tmp_path: Path) -> None:
     stage = stages()["pretraining"]
     model = stage.model()
     trainer = NeuroLMTrainer(model=model, args=arguments(tmp_path), eval_dataset=ROWS, data_collator=stage.collator(0))
@@ -80,12 +81,34 @@ def test_accuracy_on_codes_is_one_for_a_model_that_knows_them(tmp_path: Path) ->
     wanted = codes[codes >= 0] - model.config.text_config.vocab_size
     most = int(wanted.mode().values)
     with torch.no_grad():
-        # the same code for every token, whatever it reads: right as often as it occurs
+        # whatever it reads, the same code: right as often as that occurs. Text is likelier than any code
         model.code_head.weight.zero_()
+        model.lm_head.weight.fill_(2.0)
         model.model.language_model.ln_f.weight.zero_()
         model.model.language_model.ln_f.bias.fill_(1.0)
         model.code_head.weight[most] = 1.0
     assert trainer.evaluate()["eval_eeg_accuracy"] == pytest.approx((wanted == most).float().mean().item())
+
+
+def test_statistics_are_of_samples_and_count_texts_to_them_in_turn() -> None:
+    # ten text rows, three codes; the third row is a text, of the first of two samples
+    targets = torch.tensor([[10, -100, 4], [12, 11, -100], [3, -100, 9]])
+    outputs = NeuroLMCausalLMOutputWithPast(
+        targets=targets,
+        logits=F.one_hot(torch.tensor([10, 4, 10, 11, 3, 9]), 13).float(),
+        target_losses=torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]),
+    )
+    sums, items = sample_statistics(outputs, codebook_size=3, samples=2)
+    assert {name: values.tolist() for name, values in sums.items()} == {
+        "eeg_loss": [1, 12],
+        "text_loss": [50, 0],
+        "eeg_accuracy": [1, 1],
+    }
+    assert {name: values.tolist() for name, values in items.items()} == {
+        "eeg_loss": [1, 2],
+        "text_loss": [3, 0],
+        "eeg_accuracy": [1, 2],
+    }
 
 
 def test_logits_of_an_evaluation_stand_at_targets_only() -> None:

@@ -6,6 +6,8 @@ Each is as a script would make it, with everything random that its stage has. `T
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +64,9 @@ class Trouble:
 
     def strike(self) -> None:
         if self.whole_group:
-            os.killpg(0, self.number)
+            # from outside the group: workers of a DataLoader tell their parent's signals from others'
+            kill = ["kill", f"-{int(self.number)}", "--", f"-{os.getpgrp()}"]
+            subprocess.run(kill, check=True, start_new_session=True)
         else:
             os.kill(os.getpid(), self.number)
 
@@ -78,18 +82,30 @@ class TroubleCallback(TrainerCallback):
         setattr(self, f"on_{trouble.moment}", strike)
 
 
-def run_in_process(stage: str, output_dir: Path, trouble: Trouble | None = None, **arguments: Any) -> int | None:
-    """Runs a training in a process of its own.
+def run_in_process(
+    stage: str, output_dir: Path, trouble: Trouble | None = None, *, ranks: int = 1, **arguments: Any
+) -> int | None:
+    """Runs a training in a process of its own, or in several.
 
     Returns:
-        its exit code: 0, 128 + signal where it was stopped, or - signal where it was killed.
+        its exit code: 0, 128 + signal where it was stopped, or - signal where it was killed; that of rank 0.
     """
     context = multiprocessing.get_context("forkserver")  # whose processes start with everything imported
     context.set_forkserver_preload(["peft", "neurolm_hf.running", "neurolm_hf.training", "neurolm_hf.training_set"])
-    process = context.Process(target=_run_logged, args=(stage, output_dir, trouble, arguments))
-    process.start()
-    process.join()
-    return process.exitcode
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    given = (ranks, port, stage, output_dir, trouble, arguments)
+    processes = [context.Process(target=_run_rank, args=(rank, *given)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    processes[0].join()
+    for process in processes[1:]:
+        if processes[0].exitcode:
+            process.join(timeout=20)
+            process.kill()  # as torchrun ends the others of a rank that has failed
+        process.join()
+    return processes[0].exitcode
 
 
 def said(output_dir: Path) -> str:
@@ -160,37 +176,50 @@ def _log(output_dir: Path) -> Path:
     return output_dir.parent / f"{output_dir.name}.log"
 
 
-def _run_logged(*given: Any) -> None:
+def _run_rank(rank: int, ranks: int, port: int, stage: str, output_dir: Path, *given: Any) -> None:
     os.setpgrp()
-    with _log(given[1]).open("a") as file, redirect_stdout(file):
-        _run(*given)
+    if ranks > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        os.environ |= {name: str(value) for name, value in place.items()}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    with _log(output_dir).open("a") as file, redirect_stdout(file):
+        _run(rank, stage, output_dir, *given)
 
 
-def _run(stage: str, output_dir: Path, trouble: Trouble | None, arguments: dict[str, Any]) -> None:
+def _run(rank: int, stage: str, output_dir: Path, trouble: Trouble | None, arguments: dict[str, Any]) -> None:
     """A training as a script would run it, with the trouble."""
     patience = arguments.pop("patience", None)
     trainer = make_trainer(stage, output_dir, **arguments)
     if patience is not None:
         trainer.add_callback(EarlyStoppingCallback(patience))
-    if trouble is not None and trouble.moment == "saving":
-        save_scheduler = torch.optim.lr_scheduler.LambdaLR.state_dict
-
-        def strike(scheduler: Any) -> dict[str, Any]:
-            if trainer.state.global_step == trouble.step:
-                trouble.strike()
-            return save_scheduler(scheduler)
-
-        torch.optim.lr_scheduler.LambdaLR.state_dict = strike  # type: ignore[method-assign]
-    elif trouble is not None:
-        trainer.add_callback(TroubleCallback(trouble))
+    if trouble is not None and trouble.rank == rank:
+        _prepare(trouble, trainer)
     if stopped := run_training(trainer, {"stage": stage}):
         raise SystemExit(128 + stopped)
+    if rank:
+        return
     tensors = {f"model.{name}": tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     optimizer = getattr(trainer, "optimizer", None)
     for index, state in (optimizer.state_dict()["state"] if optimizer else {}).items():
         tensors |= {f"optimizer.{index}.{name}": tensor.clone() for name, tensor in state.items()}
     tensors["random"] = torch.get_rng_state()
     save_file(tensors, output_dir / "results.safetensors")
+
+
+def _prepare(trouble: Trouble, trainer: NeuroLMTrainer) -> None:
+    if trouble.moment != "saving":
+        trainer.add_callback(TroubleCallback(trouble))
+        return
+    scheduler_class = torch.optim.lr_scheduler.LambdaLR
+    state_dict = scheduler_class.state_dict
+
+    def strike(scheduler: Any) -> dict[str, Any]:
+        if trainer.state.global_step == trouble.step:
+            trouble.strike()
+        return state_dict(scheduler)
+
+    # the process is the run's own and ends with it
+    scheduler_class.state_dict = strike  # type: ignore[method-assign]
 
 
 def _parts() -> list[tuple[list[dict[str, Any]], Task]]:
