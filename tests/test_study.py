@@ -1,0 +1,126 @@
+"""The study on two folds of made-up recordings, a few steps a stage: its files, its table, and that it goes on."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from neurolm_hf.recipes import read_recipe
+from neurolm_hf.simulation import simulate_recordings
+
+
+ROOT = Path(__file__).parent.parent
+STEPS = {"max_steps": 2, "total_train_batch_size": 4, "per_device_train_batch_size": 4, "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def study():
+    specification = importlib.util.spec_from_file_location("study", ROOT / "scripts" / "study.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["study"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def answers_of(study, name, fold, shift=0.0, seed=0):
+    rng = np.random.default_rng([seed, fold])
+    labels = np.tile([0, 1], 20)
+    scores = 1 / (1 + np.exp(-(labels - 0.5 + shift + rng.normal(size=40))))
+    subjects = np.repeat([f"s{fold}{i}" for i in range(4)], 10)
+    return study.Scores(
+        name, fold, scores.tolist(), (scores > 0.5).astype(float).tolist(), labels.tolist(), subjects.tolist()
+    )
+
+
+def test_figures_are_means_over_folds(study):
+    scores = [answers_of(study, study.FULL, fold) for fold in range(3)]
+    figures = study.fold_means(scores)
+    aurocs = [study.auroc(one.labels, one.probabilities) for one in scores]
+    value, interval = figures["AUROC"]
+    assert value == pytest.approx(np.mean(aurocs))
+    assert interval.low < value < interval.high
+    # the same answers are no better than themselves, whoever is drawn
+    for value, interval in study.fold_means(scores, scores).values():
+        assert (value, *interval) == (0.0, 0.0, 0.0)
+
+
+def test_the_difference_is_drawn_by_subject_in_pairs(study):
+    ours = [answers_of(study, study.FULL, fold, seed=1) for fold in range(3)]
+    others = [answers_of(study, study.BASELINE, fold, seed=2) for fold in range(3)]
+    difference, interval = study.fold_means(ours, others)["AUROC"]
+    assert difference == pytest.approx(study.fold_means(ours)["AUROC"][0] - study.fold_means(others)["AUROC"][0])
+    assert interval.low < difference < interval.high
+
+
+def test_a_variant_shares_what_it_does_not_change(study, tmp_path):
+    full = {stage: study.place(tmp_path, study.FULL, 0, stage) for stage in study.STAGES}
+    without = {stage: study.place(tmp_path, "without pre-training", 0, stage) for stage in study.STAGES}
+    assert without["vq"] == full["vq"]
+    assert without["tuned"] != full["tuned"]
+    assert study.command(tmp_path, "without pre-training", 0, "pretrained") is None
+    assert study.place(tmp_path, "raw target only", 0, "vq") != full["vq"]
+
+
+@pytest.mark.parametrize("stage", ["vq", "pretrained", "tuned"])
+def test_a_variant_changes_one_thing_in_the_recipe(study, tmp_path, stage):
+    for name, changes in study.VARIANTS.items():
+        if changes.get(stage, {}) is None:
+            continue
+        command = study.command(tmp_path, name, 0, stage)
+        written = yaml.safe_load(Path(command[2]).read_text())
+        recipe = read_recipe(study.RECIPES / study.STAGE_RECIPES[stage])
+        recipe.pop("text_config", None)
+        different = {key for key in written.keys() | recipe.keys() if written.get(key) != recipe.get(key)}
+        assert different == set(changes.get(stage, {}))
+
+
+def test_a_run_that_fails_is_named(study, tmp_path):
+    fine = [sys.executable, "-c", "print('fine')"]
+    bad = [sys.executable, "-c", "import sys; sys.exit('error: no such thing')"]
+    with pytest.raises(ValueError, match=r"bad: exit status 1.*no such thing"):
+        study.run_all({tmp_path / "bad": bad, tmp_path / "fine": fine}, jobs=1)
+    assert (tmp_path / "fine.log").read_text() == "fine\n"
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    for file in study.STAGE_RECIPES.values():
+        recipe = read_recipe(study.RECIPES / file) | STEPS
+        if "vq_config" in recipe:
+            recipe["quantizer_warmup_steps"] = 1
+        (recipes / file).write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(study, "RECIPES", recipes)
+    monkeypatch.setattr(study, "FOLDS", 2)
+    monkeypatch.setattr(study, "VARIANTS", dict(list(study.VARIANTS.items())[:2]))
+    simulate_recordings(tmp_path / "recordings", subjects=4)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "study.md").write_text("Before.\n" + "\n".join(study.MARKS) + "\nAfter.\n")
+    arguments = study.StudyArguments(tmp_path / "recordings", tmp_path / "out", jobs=2, docs=docs)
+    study.main(arguments)
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert [(one["variant"], one["fold"]) for one in scores] == [
+        (study.FULL, 0),
+        (study.FULL, 1),
+        ("without pre-training", 0),
+        (study.BASELINE, 0),
+        (study.BASELINE, 1),
+    ]
+    assert {subject for one in scores[:2] for subject in one["subjects"]} == {f"Subject{i:02d}" for i in range(4)}
+    page = (docs / "study.md").read_text()
+    assert page.startswith("Before.\n")
+    assert page.endswith("\nAfter.\n")
+    assert "| without pre-training |" in page
+    assert (docs / "study-losses.png").stat().st_size > 5000
+    # a second time, nothing is trained again
+    weights = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("checkpoint-*/*.safetensors")}
+    assert len(weights) == 7
+    study.main(arguments)
+    assert weights == {file: file.stat().st_mtime_ns for file in weights}
+    assert (docs / "study.md").read_text() == page
