@@ -428,8 +428,13 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def recipe_id(self) -> str:
-        """A short hash of `recipe`: what prepared data carry, and what `prepared_by` is compared with."""
-        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
+        """A short hash of `recipe`: what prepared data carry, and what `prepared_by` is compared with.
+
+        Which mains frequency was taken out does not count, only whether it was: it belongs to the place of the
+        recording. One model reads recordings from Europe and from America.
+        """
+        conventions = {**self.recipe, "notch_frequency": self.notch_frequency is not None}
+        return hashlib.sha256(json.dumps(conventions, sort_keys=True).encode()).hexdigest()[:12]
 
     # The three steps a user may want one by one ----------------------------------------------------------------
 

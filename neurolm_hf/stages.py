@@ -318,7 +318,7 @@ def _describe_text(folder: str) -> dict[str, Any]:
 
 
 def _differing(one: EEGFeatureExtractor, other: EEGFeatureExtractor) -> str:
-    recipes = one.recipe, other.recipe
-    return "; ".join(
-        f"{key} {recipes[0][key]} and {recipes[1][key]}" for key in one.recipe if recipes[0][key] != recipes[1][key]
-    )
+    """In what two recipes differ; the mains frequency is no difference, but whether it is taken out."""
+    recipes = [{**each.recipe, "notch": each.notch_frequency is not None} for each in (one, other)]
+    names = [name for name in recipes[0] if name != "notch_frequency" and recipes[0][name] != recipes[1][name]]
+    return "; ".join(f"{name} {recipes[0][name]} and {recipes[1][name]}" for name in names)

@@ -61,8 +61,12 @@ class Arguments:
     notch_hz: float | None = field(
         default=None, metadata={"help": "Mains frequency where the task does not know it, or against it; 0: no notch."}
     )
-    scale: float = field(
-        default=100.0, metadata={"help": "Microvolts are divided by it; the paper's models want 100."}
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Prepare as this model wants its input: a folder or an id of the Hub, its recipe is taken."},
+    )
+    scale: float | None = field(
+        default=None, metadata={"help": "Without --model: microvolts are divided by it. The paper's is 100 (default)."}
     )
     unit: str | None = field(
         default=None, metadata={"help": "Unit of all recordings (uV, mV, V) where what the files say is wrong."}
@@ -127,7 +131,7 @@ def prepare(options: Arguments) -> Summary:
     """
     check_options(options)
     task = load_task(options.task)
-    extractor = EEGFeatureExtractor(notch_frequency=notch_frequency(task, options.notch_hz), scale=options.scale)
+    extractor = feature_extractor(options, notch_frequency(task, options.notch_hz))
     shares: dict[str, float] | None = None
     if options.split_shares is not None:
         if len(options.split_shares) != len(PARTS):
@@ -159,6 +163,19 @@ def check_options(options: Arguments) -> None:
         raise ValueError("--scheduler belongs to --backend dask or ray")
     if options.scheduler is not None and options.backend == "dask" and options.workers != -1:
         raise ValueError("--workers does not go with --backend dask --scheduler: the cluster's workers do the work")
+
+
+def feature_extractor(options: Arguments, mains_hz: float | None) -> EEGFeatureExtractor:
+    """Of the model's recipe, or of the paper's; the mains are where the recordings were made."""
+    if options.model is None:
+        scale = 100.0 if options.scale is None else options.scale
+        return EEGFeatureExtractor(notch_frequency=mains_hz, scale=scale)
+    if options.scale is not None:
+        raise ValueError("--model brings its own scale: leave --scale out")
+    try:
+        return EEGFeatureExtractor.from_pretrained(options.model, notch_frequency=mains_hz)
+    except OSError as error:
+        raise ValueError(f"--model {options.model} holds no feature extractor: is it a NeuroLM?") from error
 
 
 def notch_frequency(task: Task, wanted: float | None) -> float | None:

@@ -49,6 +49,8 @@ RECIPES = SCRIPTS.parent / "recipes"
 DEMO_TEXT = SCRIPTS / "demo_text.txt"
 
 FOLDS = 4
+# of instruction tuning, whose result moves more from seed to seed than most changes move it
+SEEDS = 3
 # a small model needs an input of about unit size; the paper's 100 is for a large one
 SCALE = 10.0
 STAGES = {"vq": "train_vq.py", "pretrained": "pretrain.py", "tuned": "instruction_tune.py"}
@@ -65,6 +67,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any] | None]] = {
     "frequency target only": {"vq": {"vq_config": {"raw_weight": 0.0}}},
     "raw target only": {"vq": {"vq_config": {"frequency_weight": 0.0}}},
 }
+# the others are trained on the first fold only
+ON_ALL_FOLDS = (FULL, "without pre-training")
 
 
 @dataclass
@@ -84,7 +88,7 @@ class Scores:
     """Answers about the test windows of a fold.
 
     Attributes:
-        variant, fold: whose.
+        variant, fold, seed: whose.
         probabilities: of the answer Yes, one a window.
         calibrated: the same, with the prior calibrated on the training windows.
         labels, subjects: of the windows.
@@ -92,6 +96,7 @@ class Scores:
 
     variant: str
     fold: int
+    seed: int
     probabilities: list[float]
     calibrated: list[float]
     labels: list[int]
@@ -103,12 +108,17 @@ def main(arguments: StudyArguments) -> None:
     task, output = load_task("Workload"), arguments.output
     prepare_folds(output, task, arguments.recordings)
     prepare_language(output, task)
-    runs = [(FULL, fold) for fold in range(FOLDS)] + [(name, 0) for name in VARIANTS if name != FULL]
+    runs = [
+        (name, fold, seed)
+        for name in VARIANTS
+        for fold in (range(FOLDS) if name in ON_ALL_FOLDS else [0])
+        for seed in range(SEEDS)
+    ]
     for stage in STAGES:
-        commands = {place(output, name, fold, stage): command(output, name, fold, stage) for name, fold in runs}
+        commands = {place(output, *run, stage): command(output, *run, stage) for run in runs}
         run_all({folder: given for folder, given in commands.items() if given}, arguments.jobs)
-    scores = [model_scores(output, name, fold, task) for name, fold in runs]
-    scores += [baseline_scores(output, fold, task) for fold in range(FOLDS)]
+    scores = [model_scores(output, *run, task) for run in runs]
+    scores += [baseline_scores(output, fold) for fold in range(FOLDS)]
     write_text(output / "scores.json", json.dumps([dataclasses.asdict(one) for one in scores], indent=1) + "\n")
     print(table(scores))
     if arguments.docs is not None:
@@ -173,17 +183,19 @@ def prepare_language(output: Path, task: Task) -> None:
     prepare_text(read_files([file], "text"), output / "text", encoder, source={"file": file.name}, block_length=64)
 
 
-def place(output: Path, name: str, fold: int, stage: str) -> Path:
-    """The folder of a stage. A variant shares the full one's as far as it changes nothing."""
+def place(output: Path, name: str, fold: int, seed: int, stage: str) -> Path:
+    """The folder of a stage. A variant shares the full one's as far as it changes nothing, and seeds share all before
+    instruction tuning."""
     stages = list(STAGES)
     changed = any(before in VARIANTS[name] for before in stages[: stages.index(stage) + 1])
-    return output / f"fold-{fold}" / (name if changed else FULL).replace(" ", "-") / stage
+    folder = output / f"fold-{fold}" / (name if changed else FULL).replace(" ", "-")
+    return folder / (f"{stage}-{seed}" if stage == "tuned" else stage)
 
 
-def command(output: Path, name: str, fold: int, stage: str) -> list[str] | None:
+def command(output: Path, name: str, fold: int, seed: int, stage: str) -> list[str] | None:
     """The command of a stage, whose recipe is written beside its folder; None for a stage that is left out."""
-    folder, data = place(output, name, fold, stage), output / f"fold-{fold}"
-    vq, text_model, text = place(output, name, fold, "vq"), output / "text-model", output / "text"
+    folder, data = place(output, name, fold, seed, stage), output / f"fold-{fold}"
+    vq, text_model, text = place(output, name, fold, seed, "vq"), output / "text-model", output / "text"
     changes = VARIANTS[name].get(stage, {})
     if changes is None:
         return None
@@ -191,14 +203,14 @@ def command(output: Path, name: str, fold: int, stage: str) -> list[str] | None:
     given = {
         "vq": ["--from-scratch", "--train-data", data / "corpus"],
         "pretrained": ["--vq", vq, "--text-model", text_model, "--text-data", text, "--train-data", data / "corpus"],
-        "tuned": ["--train-data", data / "dense", "--text-data", text],
+        "tuned": ["--train-data", data / "dense", "--seed", seed],
     }[stage]
     if stage == "pretrained":
         del recipe["text_config"]  # of the model in `text-model`
     if stage == "tuned" and VARIANTS[name].get("pretrained", {}) is None:
         given += ["--vq", vq, "--text-model", text_model]
     elif stage == "tuned":
-        given += ["--model", place(output, name, fold, "pretrained")]
+        given += ["--model", place(output, name, fold, seed, "pretrained")]
     for key in ("text_model", "text_data"):
         if key in recipe:
             recipe[key] = str(output / recipe[key])
@@ -236,9 +248,9 @@ def run_all(commands: Mapping[Path, list[str]], jobs: int) -> None:
             future.result()
 
 
-def model_scores(output: Path, name: str, fold: int, task: Task) -> Scores:
+def model_scores(output: Path, name: str, fold: int, seed: int, task: Task) -> Scores:
     """What a tuned model answers about the test windows of its fold, as it opens for everybody."""
-    folder = str(place(output, name, fold, "tuned"))
+    folder = str(place(output, name, fold, seed, "tuned"))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
@@ -252,10 +264,10 @@ def model_scores(output: Path, name: str, fold: int, task: Task) -> Scores:
             prepared_by=rows[0]["recipe_id"],
         )
 
-    return scores_of(name, output, fold, answers)
+    return scores_of(name, output, fold, seed, answers)
 
 
-def baseline_scores(output: Path, fold: int, task: Task) -> Scores:
+def baseline_scores(output: Path, fold: int) -> Scores:
     """The plain baseline on the same windows."""
     train = load_prepared(output / f"fold-{fold}" / "task", "train")
     windows, labels = signals(train), np.asarray(train["label"])
@@ -263,7 +275,7 @@ def baseline_scores(output: Path, fold: int, task: Task) -> Scores:
     def answers(rows: Any) -> np.ndarray:
         return baseline_probabilities(windows, labels, signals(rows), sampling_rate=200)
 
-    return scores_of(BASELINE, output, fold, answers)
+    return scores_of(BASELINE, output, fold, 0, answers)
 
 
 def signals(rows: Any) -> np.ndarray:
@@ -271,7 +283,7 @@ def signals(rows: Any) -> np.ndarray:
     return np.stack([row_signal(row) for row in rows])
 
 
-def scores_of(name: str, output: Path, fold: int, answers: Callable[[Any], np.ndarray]) -> Scores:
+def scores_of(name: str, output: Path, fold: int, seed: int, answers: Callable[[Any], np.ndarray]) -> Scores:
     """Answers about the test windows of a fold, and these calibrated on its training windows."""
     folder = output / f"fold-{fold}" / "task"
     train, test = load_prepared(folder, "train"), load_prepared(folder, "test")
@@ -279,6 +291,7 @@ def scores_of(name: str, output: Path, fold: int, answers: Callable[[Any], np.nd
     return Scores(
         variant=name,
         fold=fold,
+        seed=seed,
         probabilities=probabilities[:, 1].tolist(),
         calibrated=calibrate(probabilities, answers(train))[:, 1].tolist(),
         labels=np.asarray(test["label"]).tolist(),
@@ -286,18 +299,27 @@ def scores_of(name: str, output: Path, fold: int, answers: Callable[[Any], np.nd
     )
 
 
-def fold_means(scores: Sequence[Scores], against: Sequence[Scores] | None = None) -> dict[str, tuple[float, Interval]]:
-    """Each metric as the mean over folds, with its 95% interval over subjects; or how far it is above `against`."""
-    folds = np.concatenate([[one.fold] * len(one.labels) for one in scores])
+def means(scores: Sequence[Scores], against: Sequence[Scores] | None = None) -> dict[str, tuple[float, Interval]]:
+    """Each metric as the mean over folds and seeds, with its 95% interval over subjects; or how far above `against`.
+
+    Args:
+        scores: of one variant.
+        against: others of the same folds, in the same order.
+    """
+    models = np.concatenate([[number] * len(one.labels) for number, one in enumerate(scores)])
     labels = np.concatenate([one.labels for one in scores])
     subjects = np.concatenate([one.subjects for one in scores])
     windows = np.arange(len(labels))
 
     def mean(metric: Callable[[ArrayLike, ArrayLike], float], values: np.ndarray) -> Callable[..., float]:
-        """The metric's mean over folds, of the windows whose numbers it is given."""
-        return lambda truth, drawn: float(
-            np.mean([metric(labels[part], values[part]) for part in by_fold(folds, np.asarray(drawn))])
-        )
+        """The metric's mean over models, of the windows whose numbers it is given."""
+
+        def of_windows(_: ArrayLike, drawn: ArrayLike) -> float:
+            chosen = np.asarray(drawn)
+            own = [chosen[models[chosen] == model] for model in np.unique(models[chosen])]
+            return float(np.mean([metric(labels[part], values[part]) for part in own]))
+
+        return of_windows
 
     found = {}
     for name, (metric, values_of) in METRICS.items():
@@ -308,11 +330,6 @@ def fold_means(scores: Sequence[Scores], against: Sequence[Scores] | None = None
     return found
 
 
-def by_fold(folds: np.ndarray, windows: np.ndarray) -> list[np.ndarray]:
-    """The numbers of windows, fold by fold."""
-    return [windows[folds[windows] == fold] for fold in np.unique(folds[windows])]
-
-
 METRICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], Callable[[Scores], np.ndarray]]] = {
     "balanced accuracy": (balanced_accuracy, lambda one: np.asarray(one.probabilities) > 0.5),
     "calibrated": (balanced_accuracy, lambda one: np.asarray(one.calibrated) > 0.5),
@@ -321,20 +338,29 @@ METRICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], Callable[[Scor
 
 
 def table(scores: Sequence[Scores]) -> str:
-    """Markdown: all folds of the model beside the baseline and chance, then the variants on the first fold."""
-    ours, plain = ([one for one in scores if one.variant == name] for name in (FULL, BASELINE))
-    lines = [f"Mean over {len(ours)} folds, 95% interval over subjects; AUROC of each fold.", ""]
+    """Markdown: what was trained on all folds, beside baseline and chance; then every variant on the first fold."""
+    of = {name: [one for one in scores if one.variant == name] for name in (*VARIANTS, BASELINE)}
+    lines = [f"Mean over {FOLDS} folds and {SEEDS} seeds, with the 95% interval over subjects.", ""]
     lines += heading("", *METRICS, "AUROC by fold")
-    for name, given in ((FULL, ours), (BASELINE, plain)):
-        by = " ".join(f"{auroc(one.labels, one.probabilities):.2f}" for one in given)
-        lines.append(row(name, *map(with_interval, fold_means(given).values()), by))
-    lines.append(row("difference", *map(with_interval, fold_means(ours, plain).values()), ""))
-    lines += [row("chance", "0.500", "0.500", "0.500", ""), "", "One change at a time, on the first fold.", ""]
+    for name in (*ON_ALL_FOLDS, BASELINE):
+        lines.append(row(name, *map(with_interval, means(of[name]).values()), by_fold(of[name])))
+    for name in ON_ALL_FOLDS:
+        plain = [of[BASELINE][one.fold] for one in of[name]]
+        lines.append(row(f"{name}, above the baseline", *map(with_interval, means(of[name], plain).values()), ""))
+    lines += [row("chance", *["0.500"] * len(METRICS), ""), "", f"One change at a time, fold 0, {SEEDS} seeds.", ""]
     lines += heading("", *METRICS)
-    for one in scores:
-        if one.fold == 0:
-            lines.append(row(one.variant, *map(with_interval, fold_means([one]).values())))
+    first = {name: [one for one in given if one.fold == 0] for name, given in of.items()}
+    lines += [row(name, *map(with_interval, means(given).values())) for name, given in first.items()]
     return "\n".join(lines)
+
+
+def by_fold(scores: Sequence[Scores]) -> str:
+    """AUROC of each fold, mean over its seeds."""
+    folds = sorted({one.fold for one in scores})
+    return " ".join(
+        f"{np.mean([auroc(one.labels, one.probabilities) for one in scores if one.fold == fold]):.2f}"
+        for fold in folds
+    )
 
 
 def heading(*cells: str) -> list[str]:
@@ -360,9 +386,13 @@ def write_docs(docs: Path, output: Path, scores: Sequence[Scores]) -> None:
     if not after:
         raise ValueError(f"{page} lacks the lines {' and '.join(MARKS)}, between which the table belongs.")
     write_text(page, f"{before}{MARKS[0]}\n{table(scores)}\n{MARKS[1]}{after}")
-    rows = [(one.variant, *fold_means([one])["AUROC"]) for one in scores if one.fold == 0]
-    whole = [(name, [one for one in scores if one.variant == name]) for name in (FULL, BASELINE)]
-    rows = [(f"{name}, all folds", *fold_means(given)["AUROC"]) for name, given in whole] + rows
+    rows = [
+        (f"{name}, {FOLDS} folds", *means([one for one in scores if one.variant == name])["AUROC"])
+        for name in (*ON_ALL_FOLDS, BASELINE)
+    ]
+    for name in (*VARIANTS, BASELINE):
+        first = [one for one in scores if one.variant == name and one.fold == 0]
+        rows.append((f"{name}, fold 0", *means(first)["AUROC"]))
     plot_scores(rows, "AUROC", chance=0.5).savefig(docs / "study-scores.png")
     plot_losses(losses(output)).savefig(docs / "study-losses.png")
 
@@ -373,7 +403,7 @@ def losses(output: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]
     found: dict[str, dict[str, tuple[list[float], list[float]]]] = {title: {} for title in drawn.values()}
     for stage, title in drawn.items():
         for fold in range(FOLDS):
-            results = place(output, FULL, fold, stage) / "training.json"
+            results = place(output, FULL, fold, 0, stage) / "training.json"
             log = [one for one in json.loads(results.read_text(encoding="utf-8"))["log"] if "loss" in one]
             found[title][f"fold {fold}"] = ([one["step"] for one in log], [one["loss"] for one in log])
     return found

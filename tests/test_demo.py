@@ -43,7 +43,8 @@ FEW_STEPS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the demo ran, as a user's clone would look after `make demo`."""
     folder = tmp_path_factory.mktemp("clone")
-    (folder / "scripts").symlink_to(ROOT / "scripts")
+    for name in ("scripts", "recipes"):
+        (folder / name).symlink_to(ROOT / name)
     done = subprocess.run(
         [sys.executable, "scripts/demo.py", "--output", "demo-output", *FEW_STEPS],
         cwd=folder,

@@ -462,6 +462,27 @@ def test_damaged_files_are_named_and_their_neighbours_prepared(tmp_path: Path) -
     assert set(rows.unique("recording")) == {"good.edf", "S001R04.edf"}
 
 
+def test_a_model_s_recipe_is_followed_at_the_mains_of_the_recordings(
+    recordings: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from prepare_data import main
+
+    model = EEGFeatureExtractor(notch_frequency=60, scale=10.0, reference="average")
+    model.save_pretrained(tmp_path / "model")
+    given = f"--task Workload --input {recordings} --output {tmp_path / 'set'} --split subject --workers 1"
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main([*given.split(), "--model", str(tmp_path / "model")])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert end.value.code == 0
+    preparation = json.loads((tmp_path / "set/preparation.json").read_text())
+    assert preparation["recipe"] == {**model.recipe, "notch_frequency": 50}
+    assert preparation["recipe_id"] == model.recipe_id
+
+
 def test_the_script_s_exit_codes(recordings: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(SCRIPT.parent)
     from prepare_data import main
@@ -492,6 +513,8 @@ def test_the_script_s_exit_codes(recordings: Path, tmp_path: Path, capsys: Any, 
             (*workload, "--notch-hz", 500): "notch_frequency 500 Hz is above the Nyquist frequency",
             (*workload, "--split", "subject", "--unit", "bananas"): "unit 'bananas' is unknown",
             (*workload, "--split", "subject", "--split-shares", "0.5", "0.5"): "--split-shares are three",
+            (*workload, "--split", "subject", "--model", tmp_path / "nothing"): "holds no feature extractor",
+            (*workload, "--split", "subject", "--model", "m", "--scale", 10): "leave --scale out",
             ("--task", "Workload", "--input", tmp_path / "none", "--output", tmp_path / "set"): "is not a folder",
         }
         for options, message in wrong.items():

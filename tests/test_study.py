@@ -32,37 +32,39 @@ def answers_of(study, name, fold, shift=0.0, seed=0):
     scores = 1 / (1 + np.exp(-(labels - 0.5 + shift + rng.normal(size=40))))
     subjects = np.repeat([f"s{fold}{i}" for i in range(4)], 10)
     return study.Scores(
-        name, fold, scores.tolist(), (scores > 0.5).astype(float).tolist(), labels.tolist(), subjects.tolist()
+        name, fold, 0, scores.tolist(), (scores > 0.5).astype(float).tolist(), labels.tolist(), subjects.tolist()
     )
 
 
-def test_figures_are_means_over_folds(study):
+def test_figures_are_means_over_folds_and_seeds(study):
     scores = [answers_of(study, study.FULL, fold) for fold in range(3)]
-    figures = study.fold_means(scores)
+    figures = study.means(scores)
     aurocs = [study.auroc(one.labels, one.probabilities) for one in scores]
     value, interval = figures["AUROC"]
     assert value == pytest.approx(np.mean(aurocs))
     assert interval.low < value < interval.high
     # the same answers are no better than themselves, whoever is drawn
-    for value, interval in study.fold_means(scores, scores).values():
+    for value, interval in study.means(scores, scores).values():
         assert (value, *interval) == (0.0, 0.0, 0.0)
 
 
 def test_the_difference_is_drawn_by_subject_in_pairs(study):
     ours = [answers_of(study, study.FULL, fold, seed=1) for fold in range(3)]
     others = [answers_of(study, study.BASELINE, fold, seed=2) for fold in range(3)]
-    difference, interval = study.fold_means(ours, others)["AUROC"]
-    assert difference == pytest.approx(study.fold_means(ours)["AUROC"][0] - study.fold_means(others)["AUROC"][0])
+    difference, interval = study.means(ours, others)["AUROC"]
+    assert difference == pytest.approx(study.means(ours)["AUROC"][0] - study.means(others)["AUROC"][0])
     assert interval.low < difference < interval.high
 
 
 def test_a_variant_shares_what_it_does_not_change(study, tmp_path):
-    full = {stage: study.place(tmp_path, study.FULL, 0, stage) for stage in study.STAGES}
-    without = {stage: study.place(tmp_path, "without pre-training", 0, stage) for stage in study.STAGES}
+    full = {stage: study.place(tmp_path, study.FULL, 0, 1, stage) for stage in study.STAGES}
+    without = {stage: study.place(tmp_path, "without pre-training", 0, 1, stage) for stage in study.STAGES}
     assert without["vq"] == full["vq"]
     assert without["tuned"] != full["tuned"]
-    assert study.command(tmp_path, "without pre-training", 0, "pretrained") is None
-    assert study.place(tmp_path, "raw target only", 0, "vq") != full["vq"]
+    assert study.command(tmp_path, "without pre-training", 0, 1, "pretrained") is None
+    other_seed = {stage: study.place(tmp_path, study.FULL, 0, 2, stage) for stage in study.STAGES}
+    assert [stage for stage in full if full[stage] != other_seed[stage]] == ["tuned"]
+    assert study.place(tmp_path, "raw target only", 0, 1, "vq") != full["vq"]
 
 
 @pytest.mark.parametrize("stage", ["vq", "pretrained", "tuned"])
@@ -70,7 +72,7 @@ def test_a_variant_changes_one_thing_in_the_recipe(study, tmp_path, stage):
     for name, changes in study.VARIANTS.items():
         if changes.get(stage, {}) is None:
             continue
-        command = study.command(tmp_path, name, 0, stage)
+        command = study.command(tmp_path, name, 0, 0, stage)
         written = yaml.safe_load(Path(command[2]).read_text())
         recipe = read_recipe(study.RECIPES / study.STAGE_RECIPES[stage])
         recipe.pop("text_config", None)
@@ -97,6 +99,7 @@ def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
         (recipes / file).write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(study, "RECIPES", recipes)
     monkeypatch.setattr(study, "FOLDS", 2)
+    monkeypatch.setattr(study, "SEEDS", 1)
     monkeypatch.setattr(study, "VARIANTS", dict(list(study.VARIANTS.items())[:2]))
     simulate_recordings(tmp_path / "recordings", subjects=4)
     docs = tmp_path / "docs"
@@ -109,6 +112,7 @@ def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
         (study.FULL, 0),
         (study.FULL, 1),
         ("without pre-training", 0),
+        ("without pre-training", 1),
         (study.BASELINE, 0),
         (study.BASELINE, 1),
     ]
@@ -120,7 +124,7 @@ def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
     assert (docs / "study-losses.png").stat().st_size > 5000
     # a second time, nothing is trained again
     weights = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("checkpoint-*/*.safetensors")}
-    assert len(weights) == 7
+    assert len(weights) == 8
     study.main(arguments)
     assert weights == {file: file.stat().st_mtime_ns for file in weights}
     assert (docs / "study.md").read_text() == page
