@@ -148,9 +148,10 @@ def prepare_folds(output: Path, task: Task, recordings: Path) -> None:
     extractor = EEGFeatureExtractor(scale=SCALE, notch_frequency=task.notch_hz, window_seconds=task.windows.seconds)
     for fold in range(FOLDS):
         folder = output / f"fold-{fold}"
-        for file in files:
-            part = "test" if subjects.index(file.name.partition("_")[0]) % FOLDS == fold else "train"
-            link(folder / "recordings" / part / file.name, file)
+        parts = {
+            file: "test" if subjects.index(file.name.partition("_")[0]) % FOLDS == fold else "train" for file in files
+        }
+        link_recordings(folder / "recordings", parts)
         for name, changes in windows.items():
             wanted = dataclasses.replace(task, windows=dataclasses.replace(task.windows, **changes))
             summary = prepare_dataset(wanted, folder / "recordings", folder / name, feature_extractor=extractor)
@@ -158,11 +159,19 @@ def prepare_folds(output: Path, task: Task, recordings: Path) -> None:
                 raise ValueError(f"{summary.failed[0]['recording']}: {summary.failed[0]['error']}")
 
 
-def link(path: Path, file: Path) -> None:
-    """A symbolic link to a file, if it is not there yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_symlink():
-        path.symlink_to(file.resolve())
+def link_recordings(folder: Path, parts: Mapping[Path, str]) -> None:
+    """Symbolic links to files in a folder for each part.
+
+    Raises:
+        ValueError: the folder holds other links, as of a study that had fewer recordings.
+    """
+    wanted = {folder / part / file.name: file.resolve() for file, part in parts.items()}
+    if strange := sorted(link for link in folder.rglob("*.edf") if link not in wanted):
+        raise ValueError(f"{strange[0]} belongs to a study of other recordings: give this one an --output of its own.")
+    for link, file in wanted.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(file)
 
 
 def prepare_language(output: Path, task: Task) -> None:

@@ -80,6 +80,17 @@ def test_a_variant_changes_one_thing_in_the_recipe(study, tmp_path, stage):
         assert different == set(changes.get(stage, {}))
 
 
+def test_a_subject_never_stands_in_two_parts(study, tmp_path):
+    files = [tmp_path / f"Subject{i:02d}_1.edf" for i in range(2)]
+    for file in files:
+        file.touch()
+    study.link_recordings(tmp_path / "fold", {files[0]: "train", files[1]: "test"})
+    study.link_recordings(tmp_path / "fold", {files[0]: "train", files[1]: "test"})
+    assert (tmp_path / "fold/test/Subject01_1.edf").resolve() == files[1]
+    with pytest.raises(ValueError, match="of other recordings"):
+        study.link_recordings(tmp_path / "fold", {files[0]: "test", files[1]: "train"})
+
+
 def test_a_run_that_fails_is_named(study, tmp_path):
     fine = [sys.executable, "-c", "print('fine')"]
     bad = [sys.executable, "-c", "import sys; sys.exit('error: no such thing')"]
