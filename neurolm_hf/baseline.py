@@ -65,20 +65,47 @@ def baseline_probabilities(
         ValueError: windows as in `band_power_features`, a class without training windows, or different channels.
         ImportError: scikit-learn is missing.
     """
+    if train_windows.shape[1] != test_windows.shape[1]:
+        raise ValueError(f"{train_windows.shape[1]} channels to train on, but {test_windows.shape[1]} to test on.")
+    train, test = (band_power_features(windows, sampling_rate) for windows in (train_windows, test_windows))
+    return logistic_probabilities(train, train_labels, test, strength=_REGULARISATION)
+
+
+def logistic_probabilities(
+    train_features: NDArray[np.floating],
+    train_labels: NDArray[np.int64],
+    test_features: NDArray[np.floating],
+    *,
+    strength: float,
+) -> NDArray[np.float64]:
+    """What logistic regression on standardised features says.
+
+    Args:
+        train_features: (windows, features).
+        train_labels: class index of each training window; every class from 0 up must occur.
+        test_features: (test windows, features).
+        strength: inverse of the regularisation, scikit-learn's `C`.
+
+    Returns:
+        Probabilities (test windows, classes); column i belongs to class i.
+
+    Raises:
+        ValueError: a class without training windows.
+        ImportError: scikit-learn is missing.
+    """
     present = np.unique(train_labels)
     if len(present) < 2 or not np.array_equal(present, np.arange(len(present))):
         raise ValueError(f"The training windows must hold two or more classes, from 0 up; got {present.tolist()}.")
-    if train_windows.shape[1] != test_windows.shape[1]:
-        raise ValueError(f"{train_windows.shape[1]} channels to train on, but {test_windows.shape[1]} to test on.")
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
         raise ImportError(
-            'The baseline needs scikit-learn, which is not installed: pip install "neurolm_hf[demo]"', name=error.name
+            'Logistic regression needs scikit-learn, which is not installed: pip install "neurolm_hf[demo]"',
+            name=error.name,
         ) from error
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_REGULARISATION, max_iter=1000))
-    classifier.fit(band_power_features(train_windows, sampling_rate), train_labels)
-    probabilities: NDArray[np.float64] = classifier.predict_proba(band_power_features(test_windows, sampling_rate))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+    classifier.fit(train_features, train_labels)
+    probabilities: NDArray[np.float64] = classifier.predict_proba(test_features)
     return probabilities

@@ -5,6 +5,7 @@ checkpoint. So a finished one is sealed by `complete.json`, which lists its file
 one is ever gone on from.
 """
 
+import errno
 import json
 import os
 import re
@@ -71,6 +72,8 @@ def checkpoint_step(folder: Path) -> int:
 def checkpoint_failed(error: Exception, folder: Path, output_dir: Path) -> OSError:
     """The error to raise where a checkpoint could not be written. Removes what was written of it.
 
+    An operating system's error that is not about space (a permission, a vanished folder) gets no advice about space.
+
     Args:
         error: one of `WRITE_ERRORS`.
         folder: of the checkpoint.
@@ -88,11 +91,28 @@ def checkpoint_failed(error: Exception, folder: Path, output_dir: Path) -> OSErr
         needed = f"more than the {_megabytes(_size(folder))} that were written are needed"
         then = "There is no complete checkpoint yet: the training starts from the beginning."
     shutil.rmtree(folder, ignore_errors=True)
-    free = _megabytes(shutil.disk_usage(output_dir).free)
+    message = f"The checkpoint {folder} could not be written: {error}. Its half-written files are removed"
+    if not _may_lack_space(error):
+        return OSError(f"{message}. Start the same command again when this is mended. {then}")
     return OSError(
-        f"The checkpoint {folder} could not be written: {error}. Its half-written files are removed; {needed}, and "
-        f"{free} are free there now. If the disk is full, make space or lower `save_total_limit`; then start the same "
-        f"command again. {then}"
+        f"{message}; {needed}, and {_free(output_dir)} are free there now. If the disk is full, make space or lower "
+        f"`save_total_limit`; then start the same command again. {then}"
+    )
+
+
+def final_files_failed(error: Exception, output_dir: Path) -> OSError:
+    """The error to raise where the files that follow a training could not be written.
+
+    Args:
+        error: one of `WRITE_ERRORS`.
+        output_dir: of the run.
+    """
+    message = f"The final files of {output_dir} could not be written: {error}."
+    if _may_lack_space(error):
+        message += f" {_free(output_dir)} are free there now: if the disk is full, make space."
+    return OSError(
+        f"{message} The training has ended and its checkpoints are intact, but the model in this folder is not "
+        "complete; start the same command again to write it, without training again."
     )
 
 
@@ -100,6 +120,15 @@ def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     """Step and folder of every checkpoint, in the order of their steps."""
     folders = (folder for folder in output_dir.glob("checkpoint-*") if folder.is_dir())
     return sorted((checkpoint_step(folder), folder) for folder in folders if _NAME.fullmatch(folder.name))
+
+
+def _may_lack_space(error: Exception) -> bool:
+    """Whether a full disk may be the cause; torch and safetensors do not tell."""
+    return not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _free(folder: Path) -> str:
+    return _megabytes(shutil.disk_usage(folder).free)
 
 
 def _flush(path: Path) -> None:

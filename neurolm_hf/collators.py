@@ -4,17 +4,18 @@ Tokenizer: patches. Pre-training: the patches' codes as labels. Instruction tuni
 random about a row comes from its `draw` (see `training_set`), so that a training that is resumed meets the same rows.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from .channels_neurolm import CHANNEL_VOCABULARY
 from .modeling_neurolm import IGNORE_INDEX
 from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
+from .prompts import completion_ids
 from .storage import Row, row_signal
 from .tasks import Task
 
@@ -28,15 +29,16 @@ class EEGCollator:
     Args:
         feature_extractor: the one whose recipe prepared the rows.
         text_blocks: what `text.load_text_blocks` returns, blocks of equal length.
-        texts_per_batch: how many of them join each batch.
+        texts_per_row: how many of them each row brings, on average: at 0.25 every fourth row of an epoch brings one.
+            Which rows and which texts depends on the rows' `draw` alone, not on how they fall into batches.
 
     Raises:
-        ValueError: `texts_per_batch` without blocks to draw from.
+        ValueError: `texts_per_row` below 0, or without blocks to draw from.
     """
 
-    def __init__(self, feature_extractor: EEGFeatureExtractor, text_blocks: Any = None, texts_per_batch: int = 0):
+    def __init__(self, feature_extractor: EEGFeatureExtractor, text_blocks: Any = None, texts_per_row: float = 0.0):
         self.feature_extractor = feature_extractor
-        self._texts = _Texts(None, text_blocks, texts_per_batch)
+        self._texts = _Texts(None, text_blocks, texts_per_row)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         batch = self.feature_extractor.collate([[window_segment(self.feature_extractor, row)] for row in rows])
@@ -56,26 +58,27 @@ class PretrainingCollator:
         processor: its placeholder is the label that stands for a patch's code.
         texts: sentences to draw from, so that the language model keeps its language. Without texts and blocks the
             training is on EEG alone.
-        texts_per_batch: how many join each batch.
+        texts_per_row: as in `EEGCollator`.
         text_blocks: instead of `texts`, what `text.load_text_blocks` returns.
 
     Raises:
-        ValueError: `texts_per_batch` without anything to draw from, or both to draw from.
+        ValueError: `texts_per_row` below 0, or without anything to draw from; both to draw from.
     """
 
     def __init__(
         self,
         processor: NeuroLMProcessor,
         texts: Sequence[str] | None = None,
-        texts_per_batch: int = 0,
+        texts_per_row: float = 0.0,
         text_blocks: Any = None,
     ):
         self.processor = processor
-        self._texts = _Texts(texts, text_blocks, texts_per_batch, processor.tokenizer)
+        self._texts = _Texts(texts, text_blocks, texts_per_row, processor.tokenizer)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        placeholders = [self.processor.eeg_token] * len(rows)
-        batch = _eeg_and_text(self.processor, rows, placeholders, self._texts.draw(rows))
+        texts = self._texts.draw(rows)
+        batch = _eeg_and_text(self.processor, rows, [self.processor.eeg_token] * len(rows), len(texts))
+        batch = _append(batch, [[] for _ in rows] + texts, self.processor.tokenizer)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
         return {**batch, "labels": labels, "rows": [row_name(row) for row in rows]}
 
@@ -91,7 +94,7 @@ class InstructionCollator:
         task: what is asked about rows that have no task of their own.
         channel_dropout: share of channels that are left out of a training window, at random. 0 keeps all.
         shuffle_options: writes lettered options in a random order for each row.
-        texts, texts_per_batch, text_blocks: as in `PretrainingCollator`.
+        texts, texts_per_row, text_blocks: as in `PretrainingCollator`.
 
     Raises:
         ValueError: as `PretrainingCollator`.
@@ -104,27 +107,27 @@ class InstructionCollator:
         channel_dropout: float = 0.0,
         shuffle_options: bool = False,
         texts: Sequence[str] | None = None,
-        texts_per_batch: int = 0,
+        texts_per_row: float = 0.0,
         text_blocks: Any = None,
     ):
         self.processor = processor
         self.task = task
         self.channel_dropout = channel_dropout
         self.shuffle_options = shuffle_options
-        self._texts = _Texts(texts, text_blocks, texts_per_batch, processor.tokenizer)
+        self._texts = _Texts(texts, text_blocks, texts_per_row, processor.tokenizer)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         asked = [self._ask(row) for row in rows]
-        placed = [self.processor.eeg_token + task.training_text(answer) for _, task, answer in asked]
+        tokenizer = self.processor.tokenizer
+        prompts = [self.processor.eeg_token + task.prompt() for _, task, _ in asked]
+        answers = [completion_ids(tokenizer, task, answer) for _, task, answer in asked]
         texts = self._texts.draw(rows)
-        batch = _eeg_and_text(self.processor, [row for row, _, _ in asked], placed, texts)
-        prompts = self.processor.tokenizer([task.prompt() for _, task, _ in asked])["input_ids"]
-        lengths = torch.tensor([len(prompt) for prompt in prompts] + [0] * len(texts)).unsqueeze(1)
-        # text starts after the last placeholder, wherever the padding is
-        is_eeg = batch["mm_token_type_ids"] > 0
-        place_in_text = (batch["attention_mask"] * ~is_eeg).cumsum(1)
-        no_target = (batch["attention_mask"] == 0) | is_eeg | (place_in_text <= lengths)
-        labels = batch["input_ids"].masked_fill(no_target, IGNORE_INDEX)
+        batch = _eeg_and_text(self.processor, [row for row, _, _ in asked], prompts, len(texts))
+        batch = _append(batch, answers + texts, tokenizer)
+        lengths = torch.tensor([len(ids) for ids in answers + texts]).unsqueeze(1)
+        real = batch["attention_mask"]
+        from_end = real.flip(1).cumsum(1).flip(1)  # 1 at the last token of a row, 2 at the one before
+        labels = batch["input_ids"].masked_fill((real == 0) | (from_end > lengths), IGNORE_INDEX)
         return {**batch, "labels": labels, "rows": [row_name(row) for row in rows]}
 
     def _ask(self, row: Row) -> tuple[Row, Task, str]:
@@ -162,7 +165,7 @@ def window_segment(feature_extractor: EEGFeatureExtractor, row: Row) -> EEGSegme
     Raises:
         ValueError: what `checked_signal` refuses.
     """
-    signal = checked_signal(feature_extractor, row)
+    signal = _signal(feature_extractor, row)
     ids = np.array([_CHANNEL_IDS[name] for name in row["channels"]])
     return feature_extractor.to_segment(signal, ids)
 
@@ -176,11 +179,7 @@ def checked_signal(feature_extractor: EEGFeatureExtractor, row: Row) -> NDArray[
             that are not finite.
     """
     where = row_name(row)
-    if row.get("recipe_id", feature_extractor.recipe_id) != feature_extractor.recipe_id:
-        raise RecipeMismatchError(
-            f"{where}: prepared by recipe {row['recipe_id']}, but this feature extractor's is "
-            f"{feature_extractor.recipe_id}: prepare the recordings again, or load the extractor of that recipe."
-        )
+    _check_recipe(feature_extractor, row)
     signal, channels = row_signal(row), list(row["channels"])
     if unknown := [name for name in channels if name not in _CHANNEL_IDS]:
         raise ValueError(f"{where}: {', '.join(unknown)} are no names of the channel vocabulary.")
@@ -211,6 +210,22 @@ _CHANNEL_IDS = {name: index for index, name in enumerate(CHANNEL_VOCABULARY)}
 _TEXTS = 4
 
 
+def _signal(feature_extractor: EEGFeatureExtractor, row: Row) -> NDArray[np.float32]:
+    """The signal of a row; what a `TrainingSet` gives, a row with a `draw`, has been through `checked_signal`."""
+    if "draw" not in row:
+        return checked_signal(feature_extractor, row)
+    _check_recipe(feature_extractor, row)
+    return row_signal(row)
+
+
+def _check_recipe(feature_extractor: EEGFeatureExtractor, row: Row) -> None:
+    if row.get("recipe_id", feature_extractor.recipe_id) != feature_extractor.recipe_id:
+        raise RecipeMismatchError(
+            f"{row_name(row)}: prepared by recipe {row['recipe_id']}, but this feature extractor's is "
+            f"{feature_extractor.recipe_id}: prepare the recordings again, or load the extractor of that recipe."
+        )
+
+
 def _generator(row: Row, *stream: int) -> np.random.Generator:
     """What decides what is random about a row: its `draw`, or torch's generator where it has none."""
     draw = row.get("draw")
@@ -218,60 +233,81 @@ def _generator(row: Row, *stream: int) -> np.random.Generator:
 
 
 class _Texts:
-    """Texts that join the batches of a training, as token ids. The first row of a batch decides which."""
+    """Texts that join the rows of a training, as token ids; each row decides about its own."""
 
-    def __init__(self, texts: Sequence[str] | None, blocks: Any, count: int, tokenizer: Any = None):
+    def __init__(self, texts: Sequence[str] | None, blocks: Any, per_row: float, tokenizer: Any = None):
         if texts and blocks is not None:
             raise ValueError("Give `texts` or `text_blocks`, not both.")
+        if per_row < 0:
+            raise ValueError(f"`texts_per_row` must be 0 or more, got {per_row}.")
         self._source: Any = texts if blocks is None else blocks
-        if count and not self._source:
-            raise ValueError("`texts_per_batch` needs `texts` or `text_blocks` to draw from.")
+        if per_row and not self._source:
+            raise ValueError("`texts_per_row` needs `texts` or `text_blocks` to draw from.")
         self._of_sentences = blocks is None
-        self._count = count
+        self._per_row = per_row
         self._tokenizer = tokenizer
 
     def draw(self, rows: Sequence[Row]) -> list[list[int]]:
-        """As many texts as join the batch of these rows."""
-        if not self._count:
+        """The texts of these rows, one row's after the other's."""
+        if not self._per_row:
             return []
-        drawn = _generator(rows[0], _TEXTS).integers(len(self._source), size=self._count).tolist()
+        drawn: list[int] = []
+        for place, row in enumerate(rows):
+            if count := self._count(row["draw"][2] if row.get("draw") is not None else place):
+                drawn += _generator(row, _TEXTS).integers(len(self._source), size=count).tolist()
         if self._of_sentences:
-            return self._tokenizer([self._source[index] + self._tokenizer.eos_token for index in drawn])["input_ids"]
+            texts = [self._source[index] + self._tokenizer.eos_token for index in drawn]
+            return self._tokenizer(texts)["input_ids"] if texts else []
         return [[int(token) for token in self._source[index]["input_ids"]] for index in drawn]
+
+    def _count(self, place: int) -> int:
+        """Texts of the row at a place of its epoch, or of its batch where it has no draw."""
+        # a share such as 1/3 must not lose a text to rounding
+        until = [math.floor(rows * self._per_row + 1e-9) for rows in (place, place + 1)]
+        return until[1] - until[0]
 
 
 def _eeg_and_text(
-    processor: NeuroLMProcessor, rows: Sequence[Row], placed: list[str], texts: list[list[int]]
+    processor: NeuroLMProcessor, rows: Sequence[Row], placed: list[str], more_rows: int
 ) -> dict[str, torch.Tensor]:
-    """Model inputs of prepared windows, each placed in its text, and of texts without EEG after them."""
-    signals = [checked_signal(processor.feature_extractor, row) for row in rows]
-    without: list[list] = [[] for _ in texts]
+    """Model inputs of prepared windows, each placed in its text, and of so many empty rows after them."""
+    signals = [_signal(processor.feature_extractor, row) for row in rows]
+    without: list[list] = [[] for _ in range(more_rows)]
     batch = dict(
         processor(
             eeg=[[signal] for signal in signals] + without,
-            text=placed + [""] * len(texts),
+            text=placed + [""] * more_rows,
             ch_names=[[list(row["channels"])] for row in rows] + without,
             prepared_by=processor.feature_extractor.recipe_id,
             return_tensors="pt",
         )
     )
-    if texts:
-        _write_texts(batch, texts, processor.tokenizer)
+    # a tokenizer may write the beginning of a text even where there is none
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        batch[name][len(rows) :] = processor.tokenizer.pad_token_id if name == "input_ids" else 0
     return batch
 
 
-def _write_texts(batch: dict[str, torch.Tensor], texts: list[list[int]], tokenizer: Any) -> None:
-    """Writes token ids into the last rows of a batch, which is made as long as it must be."""
-    if (largest := max(map(max, texts))) >= len(tokenizer):
+def _append(batch: dict[str, torch.Tensor], texts: list[list[int]], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The batch with token ids after the last token of each row, as long as it must be."""
+    if (largest := max((max(text) for text in texts if text), default=0)) >= len(tokenizer):
         raise ValueError(
             f"The text has token {largest}, but the tokenizer has {len(tokenizer)}: prepare the text with this one."
         )
-    on_left = tokenizer.padding_side == "left"
-    padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
-    more = max(0, max(map(len, texts)) - batch["input_ids"].shape[1])
-    for name, value in padding.items():
-        batch[name] = F.pad(batch[name], (more, 0) if on_left else (0, more), value=value)
-    for row, text in enumerate(texts, start=-len(texts)):
-        real = slice(-len(text), None) if on_left else slice(len(text))
-        batch["input_ids"][row, real] = torch.tensor(text)
-        batch["attention_mask"][row, real] = 1
+    real = batch["attention_mask"].bool()
+    before = {name: [row[mask] for row, mask in zip(batch[name], real, strict=True)] for name in _PADDING}
+    width = max(len(ids) + len(text) for ids, text in zip(before["input_ids"], texts, strict=True))
+    joined = dict(batch)
+    for name, padding in _PADDING.items():
+        fill = tokenizer.pad_token_id if padding is None else padding
+        joined[name] = torch.full((len(texts), width), fill)
+        for row, (start, text) in enumerate(zip(before[name], texts, strict=True)):
+            added = {"input_ids": text, "attention_mask": [1] * len(text)}.get(name, [0] * len(text))
+            values = torch.cat([start, torch.tensor(added, dtype=torch.int64)])
+            on_left = tokenizer.padding_side == "left"
+            joined[name][row, slice(width - len(values), None) if on_left else slice(len(values))] = values
+    return joined
+
+
+# What stands at padding; None is the tokenizer's own.
+_PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0}

@@ -180,8 +180,6 @@ class NeuroLMConfig(PreTrainedConfig):
         freeze_eeg_encoder (`bool`): keep the encoder frozen and in evaluation mode, as the paper does.
         channel_initializer_range (`float`): standard deviation of the language model's channel embedding at
             initialisation.
-        feature_noise (`float`): standard deviation of a random offset that all features of a segment share while
-            training. It hides whose EEG it is, for a small model tells a few subjects apart. 0 is the paper's.
         stage (`str`, *optional*): what the weights have been through: `"tokenizer"` (the tokenizer is trained, the
             language model has never seen EEG), `"pretrained"` (multi-channel autoregression), `"instruction-tuned"`;
             `None` for random weights.
@@ -195,9 +193,11 @@ class NeuroLMConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = [
         "past_key_values",
         "eeg_loss",
+        "answer_loss",
         "text_loss",
         "targets",
         "target_losses",
+        "target_kinds",
         "eeg_codes",
     ]
     sub_configs_defaults = {
@@ -210,7 +210,6 @@ class NeuroLMConfig(PreTrainedConfig):
     eeg_token_id: int = 50258
     freeze_eeg_encoder: bool = True
     channel_initializer_range: float | int = 1.0
-    feature_noise: float | int = 0.0
     stage: Literal["tokenizer", "pretrained", "instruction-tuned"] | None = None
     tasks: list[dict[str, Any]] | None = None
     provenance: dict[str, Any] | None = None
@@ -238,11 +237,6 @@ class NeuroLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`eeg_token_id` ({self.eeg_token_id}) must be a row of the text vocabulary, which has {rows}."
             )
-
-    def validate_feature_noise(self) -> None:
-        """A standard deviation."""
-        if self.feature_noise < 0:
-            raise ValueError(f"`feature_noise` is a standard deviation, 0 or more, got {self.feature_noise}.")
 
     def validate_tasks(self) -> None:
         """Every task names its question and at least two answers."""

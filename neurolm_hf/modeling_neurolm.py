@@ -33,6 +33,10 @@ logger = logging.get_logger(__name__)
 IGNORE_INDEX = -100
 PADDING_CODE = -1
 
+# The targets of the language model: codes, text of a row that has EEG, text of a row that has none. Each kind has a
+# mean of its own, so that a few answers are not lost among much text.
+TARGET_KINDS = ("eeg", "answer", "text")
+
 # What stays in float32 when weights are loaded in another precision; the third buffer of the quantiser is a boolean.
 FLOAT32_MODULES = ["to_codebook", "quantizer.codebook", "quantizer.cluster_size"]
 
@@ -133,13 +137,17 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
     r"""What [`NeuroLMForCausalLM.forward`] returns.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): `eeg_loss` plus `text_loss`, those that have targets.
+        loss (`torch.FloatTensor` of shape `()`): `eeg_loss`, `answer_loss` and `text_loss` added up, those that have
+            targets.
         eeg_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the patches that are targets.
-        text_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the text tokens that are targets. With
-            `num_items_in_batch`, both are this batch's share of the means over the step.
+        answer_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the text tokens that are targets in
+            rows with EEG.
+        text_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the text tokens that are targets in
+            rows without EEG. With `num_items_in_batch`, all three are this batch's share of the means over the step.
         targets (`torch.LongTensor` of shape `(batch, tokens)`): the row of the logits that each token should predict,
             codes behind text; -100 where nothing is predicted. With `labels`.
         target_losses (`torch.FloatTensor` of shape `(targets,)`): cross-entropy of each of them, sample by sample.
+        target_kinds (`torch.LongTensor` of shape `(targets,)`): whether each is EEG (0), of an answer (1) or text (2).
         logits (`torch.FloatTensor`): text rows, then code rows, as one softmax reads them. Shape `(batch, tokens,
             vocab_size + codebook_size)`; with `logits_at_targets`, only the positions that have a target,
             `(targets, vocab_size + codebook_size)`; with `text_logits_only`, `(batch, tokens, vocab_size)`.
@@ -150,9 +158,11 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
 
     loss: torch.Tensor | None = None
     eeg_loss: torch.Tensor | None = None
+    answer_loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     target_losses: torch.Tensor | None = None
+    target_kinds: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -847,10 +857,16 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
     A placeholder token `config.eeg_token_id` stands for each patch. All patches of one second of one segment form a
     block: they share a position and see each other; everything else is causal. Positions run on from block to text to
     block, so that a sample's positions depend on nothing else in the batch.
+
+    Attributes:
+        feature_noise (`float`): standard deviation of a random offset that all features of a segment share while
+            training. It hides whose EEG it is, for a small model tells a few subjects apart. 0, the paper's, until a
+            training sets it; it is not saved.
     """
 
     def __init__(self, config: NeuroLMConfig):
         super().__init__(config)
+        self.feature_noise = 0.0
         eeg_config = _eeg_config(config)
         eeg_width, text_width = eeg_config.hidden_size, config.get_text_config().hidden_size
         self.eeg_encoder = NeuroLMEEGEncoder(eeg_config)
@@ -960,7 +976,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
     def _embed(
         self, features: torch.Tensor, channel_ids: torch.Tensor, segment_ids: torch.Tensor | None
     ) -> torch.Tensor:
-        if self.training and self.config.feature_noise > 0:
+        if self.training and self.feature_noise > 0:
             features = features + self._segment_offsets(features, segment_ids)
         return self.eeg_projector(features.to(self.channel_embedding.weight.dtype)) + self.channel_embedding(
             channel_ids
@@ -972,7 +988,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         offsets = torch.randn(
             len(features), segments, features.shape[-1], device=features.device, dtype=features.dtype
         )
-        offsets = offsets * self.config.feature_noise
+        offsets = offsets * self.feature_noise
         if segment_ids is None:
             return offsets.expand_as(features)
         return offsets.gather(1, segment_ids.clamp(min=0)[..., None].expand_as(features))
@@ -1222,7 +1238,7 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             text_logits_only: leave the code rows out, as generation does.
             logits_at_targets: with `labels`, give the logits of the positions that have a target, no others. `None`:
                 while training.
-            num_items_in_batch: (2,), [`count_loss_items`] summed over all batches of a step: the losses are then this
+            num_items_in_batch: (3,), [`count_loss_items`] summed over all batches of a step: the losses are then this
                 batch's share of the step's. `None`: means over this batch.
 
         All other arguments are those of [`NeuroLMModel.forward`].
@@ -1247,7 +1263,8 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             **{**kwargs, "return_dict": True},
         )
         hidden_states = outputs.last_hidden_state
-        loss = eeg_loss = text_loss = targets = target_losses = None
+        targets = target_losses = target_kinds = None
+        losses: dict[str, torch.Tensor | None] = {}
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self._logits(hidden_states[:, keep], text_logits_only)
@@ -1269,13 +1286,13 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             logits = self._logits(hidden_states[wanted] if at_targets else hidden_states)
             wanted_logits = logits if at_targets else logits[wanted]
             target_losses = F.cross_entropy(wanted_logits.float(), targets[wanted], reduction="none")
-            loss, eeg_loss, text_loss = self._losses(target_losses, targets, placeholders, num_items_in_batch)
+            target_kinds = self._target_kinds(targets, placeholders)
+            losses = self._losses(target_losses, target_kinds, num_items_in_batch)
         return NeuroLMCausalLMOutputWithPast(
-            loss=loss,
-            eeg_loss=eeg_loss,
-            text_loss=text_loss,
+            **losses,
             targets=targets,
             target_losses=target_losses,
+            target_kinds=target_kinds,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -1295,7 +1312,10 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """(2,), float32: EEG and text targets of this batch, the losses' denominators; arguments of [`forward`]."""
+        """(3,), float32: EEG, answer and text targets of this batch, the losses' denominators.
+
+        Arguments as in [`forward`].
+        """
         if labels is None:
             raise ValueError("Only a batch with `labels` has targets to count.")
         placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
@@ -1312,12 +1332,13 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             eeg_segment_ids,
             eeg_attention_mask,
         )
-        return self._count_targets(targets, placeholders)
+        return _count_kinds(self._target_kinds(targets, placeholders))
 
     @staticmethod
-    def _count_targets(targets: torch.Tensor, placeholders: torch.Tensor) -> torch.Tensor:
-        wanted = targets != IGNORE_INDEX
-        return torch.stack([(wanted & placeholders).sum(), (wanted & ~placeholders).sum()]).float()
+    def _target_kinds(targets: torch.Tensor, placeholders: torch.Tensor) -> torch.Tensor:
+        """(targets,): index into `TARGET_KINDS` of each target, sample by sample."""
+        of_text = 2 - placeholders.any(1, keepdim=True).long()
+        return of_text.expand_as(targets).masked_fill(placeholders, 0)[targets != IGNORE_INDEX]
 
     def _logits(self, hidden_states: torch.Tensor, text_only: bool = False) -> torch.Tensor:
         text_logits = self.lm_head(hidden_states)
@@ -1380,19 +1401,19 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         return targets.masked_scatter(placeholders, patch_targets[real])
 
     def _losses(
-        self,
-        target_losses: torch.Tensor,
-        targets: torch.Tensor,
-        placeholders: torch.Tensor,
-        num_items_in_batch: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Both together, that of EEG targets, that of text targets; `None` where this batch has no target."""
-        is_eeg = placeholders[targets != IGNORE_INDEX]
-        counts = _denominators(self._count_targets(targets, placeholders), num_items_in_batch, self.training)
+        self, target_losses: torch.Tensor, target_kinds: torch.Tensor, num_items_in_batch: torch.Tensor | None
+    ) -> dict[str, torch.Tensor | None]:
+        """All together, and that of each kind; `None` where this batch has no target of a kind."""
+        items = _count_kinds(target_kinds)
+        counts = _denominators(items, num_items_in_batch, self.training)
         # summed up even where there is no target: gradients must reach the same parameters on all ranks
-        eeg_loss = target_losses[is_eeg].sum() / counts[0]
-        text_loss = target_losses[~is_eeg].sum() / counts[1]
-        return eeg_loss + text_loss, eeg_loss if is_eeg.any() else None, text_loss if not is_eeg.all() else None
+        sums = torch.stack([target_losses[target_kinds == kind].sum() for kind in range(len(TARGET_KINDS))])
+        means = sums / counts
+        parts = {
+            f"{name}_loss": mean if count else None
+            for name, mean, count in zip(TARGET_KINDS, means, items.tolist(), strict=True)
+        }
+        return {"loss": means.sum(), **parts}
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, text only. Warns when EEG is asked about before any instruction tuning."""
@@ -1754,6 +1775,11 @@ def _denominators(items: torch.Tensor, num_items_in_batch: torch.Tensor | None, 
         counts = counts / dist.get_world_size()
     # one where there are none: the sum is zero
     return torch.where(counts > 0, counts, 1.0)
+
+
+def _count_kinds(target_kinds: torch.Tensor) -> torch.Tensor:
+    """(kinds,), float32: how many targets there are of each kind."""
+    return F.one_hot(target_kinds, len(TARGET_KINDS)).sum(0).float()
 
 
 def _patch_errors(values: torch.Tensor | None, targets: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -45,6 +45,16 @@ EXPLAINED = frozenset(
         "metric_for_best_model",
     }
 )
+# What NeuroLM's training settles by itself: another value would be ignored, or would end a run that is under way.
+SETTLED: dict[str, tuple[Any, str]] = {
+    "remove_unused_columns": (False, "the collators read the columns"),
+    "train_sampling_strategy": ("random", "prepared sets have an order of their own, another one each epoch"),
+    "label_smoothing_factor": (0, "the losses are defined without smoothing"),
+    "auto_find_batch_size": (False, "the windows of a step must stay as many; lower per_device_train_batch_size"),
+    "resume_from_checkpoint": (None, "the same command goes on from its last checkpoint by itself"),
+    "batch_eval_metrics": (False, "validation figures are taken over the whole split"),
+    "eval_do_concat_batches": (True, "validation figures are taken over the whole split"),
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,8 +71,8 @@ class StageTrainingArguments(TrainingArguments):
     """The Trainer's arguments with defaults for NeuroLM: linear warm-up and cosine, bfloat16 where the device has it.
 
     Raises:
-        ValueError: no `output_dir`; a `total_train_batch_size` that the devices cannot share out evenly; what
-            TrainingArguments itself refuses.
+        ValueError: no `output_dir`; another value of an argument in `SETTLED`; a `total_train_batch_size` that the
+            devices cannot share out evenly; what TrainingArguments itself refuses.
     """
 
     _argument_group_name: ClassVar[str] = "options of the Trainer"
@@ -94,6 +104,9 @@ class StageTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.output_dir is None:
             raise ValueError("give --output-dir, the folder for checkpoints and for the model at the end")
+        for name, (value, reason) in SETTLED.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} must stay {json.dumps(value)}: {reason}")
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and is_torch_bf16_gpu_available()
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
@@ -228,7 +241,8 @@ def _parser(kind: type, description: str) -> HfArgumentParser:
         [kind, StageTrainingArguments],  # type: ignore[list-item]  # theirs is opaque
         description=description,
         usage="%(prog)s [RECIPE.yaml] --train-data FOLDER ... --output-dir FOLDER [options]",
-        epilog="Every other argument of transformers.TrainingArguments is taken too, here and in recipes.",
+        epilog="Other arguments of transformers.TrainingArguments are taken too, here and in recipes.\n"
+        "NEUROLM_TRACEBACK=1 in the environment shows where an error came from.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

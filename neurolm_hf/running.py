@@ -4,10 +4,12 @@ The same command starts a run, goes on with it after it was killed or pre-empted
 ended. On a CPU an interrupted run gives the same weights, bit for bit, as one that was never interrupted.
 """
 
+import errno
+import importlib.util
 import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,10 +24,15 @@ from .storage import TEMPORARY, write_text
 
 
 SETTINGS = "settings.json"
+LOCK = ".lock"
+# What NeuroLMTrainer notes of the batches that it leaves out, a line each with its step.
+SKIPPED_BATCHES = "skipped.jsonl"
 # As long as schedulers and torchrun wait between SIGTERM and SIGKILL.
 WORKER_SECONDS = 30
 # The arguments that decide which weights come out. How a step's batch is shared over processes and micro-batches does
-# not, so a run may go on with another number of devices; then equal up to rounding.
+# not, so a run may go on with another number of devices: each row has its own random numbers, and so have the texts
+# that come with it. Then equal up to rounding, and up to what the model itself draws at random in a micro-batch:
+# dropout, feature noise, samples that bypass the quantiser, revived codes.
 DECIDING_ARGUMENTS = (
     *("max_steps", "num_train_epochs", "seed", "data_seed", "dataloader_drop_last", "train_sampling_strategy"),
     *("optim", "optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -50,18 +57,57 @@ def run_training(trainer: Trainer, settings: Mapping[str, Any]) -> signal.Signal
         None when the training has ended; the signal that stopped it before, after a checkpoint was saved.
 
     Raises:
-        ValueError: the folder belongs to a run with other settings or holds other files, or the arguments would leave
-            a run that cannot go on exactly.
+        ValueError: the folder belongs to a run with other settings or holds other files, another process is at work
+            in it, or the arguments would leave a run that cannot go on exactly.
         OSError: a checkpoint could not be written.
     """
+    _check_arguments(trainer.args)
+    with ExitStack() as held:
+        return _run(trainer, settings, held)
+
+
+@contextmanager
+def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
+    """Keeps other processes out of a folder. The lock ends with its process, however that ends.
+
+    Args:
+        wanted: False on the processes of a run that write nothing: they hold no lock.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    if not wanted or importlib.util.find_spec("fcntl") is None:  # Windows has no such locks
+        yield
+        return
+    import fcntl
+
+    # the lock is the process's own: workers that outlive a killed one for a moment do not keep it, as flock's would
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"{folder} is in use: another process trains there. Wait until it has ended, or stop it, or give "
+                    "this one a folder of its own."
+                ) from error
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a disk that knows no locks
+                raise
+        yield
+
+
+def _run(trainer: Trainer, settings: Mapping[str, Any], held: ExitStack) -> signal.Signals | None:
+    """`run_training`, with a lock on the folder that `held` gives back."""
     args = trainer.args
-    _check_arguments(args)
     output_dir = Path(args.output_dir or ".")
     with args.main_process_first(local=False):
         claim_folder(output_dir, {**deciding_arguments(args), **settings})
+        held.enter_context(locked(output_dir, args.should_save))
         last = last_complete_checkpoint(output_dir)
         if args.should_save:
-            remove_incomplete(output_dir, after=0 if last is None else checkpoint_step(last))
+            step = 0 if last is None else checkpoint_step(last)
+            remove_incomplete(output_dir, after=step)
+            _forget_skipped(output_dir / SKIPPED_BATCHES, after=step)
     if last is not None:
         state = TrainerState.load_from_json(str(last / "trainer_state.json"))
         if _has_ended(state):
@@ -89,7 +135,10 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> None:
     file = output_dir / SETTINGS
     text = json.dumps(settings, indent=1, default=str, sort_keys=True) + "\n"
     if not file.exists():
-        others = sorted(one.name for one in output_dir.glob("*") if not one.name.endswith(TEMPORARY))
+        own = (LOCK, SKIPPED_BATCHES)
+        others = sorted(
+            one.name for one in output_dir.glob("*") if not (one.name.endswith(TEMPORARY) or one.name in own)
+        )
         if others:
             raise ValueError(
                 f"{output_dir} holds files of something else ({', '.join(others[:3])}): give the run a folder of its "
@@ -230,6 +279,15 @@ def _check_arguments(args: TrainingArguments) -> None:
     for message, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(f"{message}.")
+
+
+def _forget_skipped(file: Path, after: int) -> None:
+    """Drops the lines about steps beyond `after`, which are made again, and a line that was not finished."""
+    if not file.exists():
+        return
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["step"] <= after]
+    write_text(file, "".join(f"{line}\n" for line in kept))
 
 
 def _has_ended(state: TrainerState) -> bool:

@@ -11,10 +11,10 @@ from transformers.utils.logging import tqdm
 
 from .modeling_neurolm import NeuroLMForCausalLM
 from .processing_neurolm import NeuroLMProcessor
+from .prompts import completion_ids
 from .tasks import Task
 
 
-@torch.no_grad()
 def answer_probabilities(
     model: NeuroLMForCausalLM,
     processor: NeuroLMProcessor,
@@ -40,18 +40,35 @@ def answer_probabilities(
     """
     # an adapter hands this on to the model that it wraps
     model.warn_if_untuned()
+    was_training = model.training
+    scores = answer_log_likelihoods(model.eval(), processor, eeg, task, batch_size, **eeg_arguments)
+    model.train(was_training)
+    return functional.softmax(scores.double(), dim=1).cpu().numpy()
+
+
+@torch.no_grad()
+def answer_log_likelihoods(
+    model: NeuroLMForCausalLM,
+    processor: NeuroLMProcessor,
+    eeg: Any,
+    task: Task,
+    batch_size: int,
+    **eeg_arguments: Any,
+) -> torch.Tensor:
+    """(windows, answers): log-likelihood of each answer with its end of text; arguments of `answer_probabilities`.
+
+    Args:
+        model: in evaluation mode.
+    """
     texts = [task.prompt()] * (len(eeg) if isinstance(eeg, (list, tuple)) else 1)
     # a batch is padded on the left, so that all prompts end together and every answer can follow
     inputs = dict(processor(eeg=eeg, text=texts, padding_side="left", return_tensors="pt", **eeg_arguments))
-    completions = [processor.tokenizer(task.completion(answer))["input_ids"] for answer in task.classes]
-    was_training = model.training
-    model.eval()
-    scores = []
-    for start in tqdm(range(0, len(inputs["input_ids"]), batch_size), desc="answers", unit="batch"):
+    completions = [completion_ids(processor.tokenizer, task, answer) for answer in task.classes]
+    starts, scores = range(0, len(inputs["input_ids"]), batch_size), []
+    for start in tqdm(starts, desc="answers", unit="batch", disable=len(starts) == 1):
         rows = {name: tensor[start : start + batch_size].to(model.device) for name, tensor in inputs.items()}
         scores.append(log_likelihoods(model, rows, completions))
-    model.train(was_training)
-    return functional.softmax(torch.cat(scores).double(), dim=1).cpu().numpy()
+    return torch.cat(scores)
 
 
 def calibrate(probabilities: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:

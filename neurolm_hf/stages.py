@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,19 +18,29 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from . import __version__
+from .checkpoints import WRITE_ERRORS, final_files_failed
+from .collators import RecipeMismatchError
 from .dataset_card import read_description
 from .prepared_set import prepared_task, read_object, to_json
 from .processing_neurolm import EEGFeatureExtractor
 from .resources import check_resources
-from .running import run_training
+from .running import locked, run_training
+from .starting_models import describe_source
 from .storage import load_prepared, write_text
 from .tasks import Task
-from .text import load_text_blocks
+from .text import load_text_blocks, vocabulary_hash
 from .training import NeuroLMTrainer
-from .training_set import TrainingSet
+from .training_set import TrainingSet, usable_row
 
 
 RESULTS = "training.json"
+# Beside it, while the training runs: a line for each row that was left out, whichever process or start met it.
+SKIPPED_ROWS = "skipped_rows.txt"
+# One block of so many is kept from training, for the loss on text in validation; not more than so many in all.
+HELD_OUT_SHARE, MOST_HELD_OUT = 20, 64
+TRACEBACK = "NEUROLM_TRACEBACK"
+# Options that name weights or a tokenizer to start from.
+STARTING_POINTS = ("model", "vq", "text_model", "text_tokenizer")
 # Options that do not decide which run this is: data are told by what they hold, and a run that a bad row has stopped
 # may go on without it.
 NOT_SETTINGS = ("train_data", "text_data", "skip_bad_rows", "skip_bad_batches")
@@ -46,8 +60,9 @@ class StageOptions:
     text_data: str | None = field(
         default=None, metadata={"metavar": "FOLDER", "help": "Prepared text (scripts/prepare_text.py) to mix in."}
     )
-    text_batch_size: int = field(
-        default=0, metadata={"help": "Blocks of text beside each batch of a device; 0: a quarter of the windows."}
+    text_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Blocks of text in an optimiser step, over all devices; without, a quarter of its windows."},
     )
     skip_bad_rows: bool = field(
         default=False,
@@ -61,6 +76,27 @@ class StageOptions:
         metadata={"help": "Stop after so many evaluations without a better one; needs --load-best-model-at-end."},
     )
 
+    def __post_init__(self) -> None:
+        size = self.text_batch_size
+        if size is not None and size < 0:
+            raise ValueError(f"--text-batch-size is 0 or more, not {size}")
+        if size and self.text_data is None:
+            raise ValueError(f"{size} blocks of text a step are asked for: give --text-data, or --text-batch-size 0")
+        if size == 0 and self.text_data is not None:
+            raise ValueError("--text-batch-size 0 mixes no text in: leave --text-data out")
+
+
+@dataclass
+class TextModelOptions(StageOptions):
+    """Options of a stage that may start from a text model."""
+
+    text_model: str | None = field(
+        default=None, metadata={"help": "Language model: any decoder, a folder or an id of the Hub."}
+    )
+    text_tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder or id of its text tokenizer, where it is not beside the model."}
+    )
+
 
 @dataclass(frozen=True)
 class StageData:
@@ -68,15 +104,20 @@ class StageData:
 
     Attributes:
         train, validation: the rows of each set and, where they are asked about, the task. Sets without a validation
-            split are missing in `validation`.
+            split are missing in `validation`, and so are rows that were left out of it.
+        train_folders, validation_folders: of the sets in `train` and in `validation`.
         feature_extractor: of the recipe by which all of them were prepared.
         description: of each set, for the model's provenance.
+        skipped: what is wrong with each row that was left out of `validation`.
     """
 
     train: list[tuple[Any, Task | None]]
     validation: list[tuple[Any, Task | None]]
+    train_folders: list[str]
+    validation_folders: list[str]
     feature_extractor: EEGFeatureExtractor
     description: list[dict[str, Any]]
+    skipped: list[str]
 
     @property
     def tasks(self) -> list[Task]:
@@ -91,20 +132,25 @@ class StageData:
         return max(samples) // self.feature_extractor.patch_size
 
 
-def open_sets(folders: Sequence[str], args: TrainingArguments, with_tasks: bool) -> StageData:
+def open_sets(options: StageOptions, args: TrainingArguments, with_tasks: bool) -> StageData:
     """Opens prepared sets for a stage.
 
+    With `skip_bad_rows` the validation rows are read once, and those that cannot be used are left out: a validation
+    split has no other row in their place.
+
     Args:
-        folders: of the sets.
+        options: which sets, and whether bad rows are left out.
         args: if it asks for evaluation, one of the sets must have a validation split.
         with_tasks: the stage asks about each window.
 
     Raises:
         ValueError: a folder that holds something else, a corpus where tasks are asked, sets prepared by different
-            recipes, no training split, or no validation split where one is needed.
+            recipes, no training split, no validation split where one is needed, or a damaged file.
         FileNotFoundError: no such folder.
     """
-    train, validation, description = [], [], []
+    folders, train, validation, description = options.train_data, [], [], []
+    validation_folders: list[str] = []
+    skipped: list[str] = []
     extractors: dict[str, EEGFeatureExtractor] = {}
     for folder in folders:
         _check_is_eeg(folder)
@@ -116,9 +162,15 @@ def open_sets(folders: Sequence[str], args: TrainingArguments, with_tasks: bool)
                 "question and answers, such as Workload (see scripts/prepare_data.py --help)."
             )
         extractors[folder] = EEGFeatureExtractor(**preparation["recipe"], **preparation.get("window_lengths", {}))
-        train.append((load_prepared(folder, "train"), task))
+        train.append((_rows(folder, "train"), task))
         if summary["windows"].get("validation"):
-            validation.append((load_prepared(folder, "validation"), task))
+            rows = _rows(folder, "validation")
+            if options.skip_bad_rows:
+                rows, bad = _without_bad_rows(rows, extractors[folder], folder)
+                skipped += bad
+            if len(rows):
+                validation.append((rows, task))
+                validation_folders.append(folder)
         description.append(_describe_set(folder, preparation, summary))
     first, extractor = next(iter(extractors.items()))
     for folder, other in extractors.items():
@@ -131,7 +183,7 @@ def open_sets(folders: Sequence[str], args: TrainingArguments, with_tasks: bool)
             f"{', '.join(folders)}: there is no validation split to evaluate on. Prepare with --split subject, or "
             "give --eval-strategy no" + (" --load-best-model-at-end false." if args.load_best_model_at_end else ".")
         )
-    return StageData(train, validation, extractor, description)
+    return StageData(train, validation, list(folders), validation_folders, extractor, description, skipped)
 
 
 def check_recipe(data: StageData, extractor: EEGFeatureExtractor, source: str) -> None:
@@ -154,7 +206,9 @@ def open_text(
     tokenizer: PreTrainedTokenizerBase,
     most_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """The collators' arguments for text mixing; none without `--text-data`.
+    """The arguments of a training's collator for text mixing; none without `--text-data`.
+
+    The last blocks are left out, for `held_out_text`.
 
     Args:
         tokenizer: the model's, which must be the text's too.
@@ -168,35 +222,110 @@ def open_text(
     settings = read_object(Path(options.text_data) / "preparation.json") or {}
     if "block_length" not in settings:
         raise ValueError(f"{options.text_data} is no prepared text: give the --output of scripts/prepare_text.py.")
-    blocks = load_text_blocks(options.text_data)
-    if settings["end_of_text"] != tokenizer.eos_token_id:
+    if "vocabulary" not in settings:
         raise ValueError(
-            f"{options.text_data} is text of the tokenizer {settings['tokenizer']!r}, whose end of text is "
-            f"{settings['end_of_text']}; this model's is {tokenizer.eos_token_id}: prepare it with --tokenizer."
+            f"{options.text_data} was prepared before prepared text told its vocabulary: prepare it again, with "
+            "scripts/prepare_text.py into a new folder."
+        )
+    blocks = load_text_blocks(options.text_data)
+    if (settings["vocabulary"], settings["end_of_text"]) != (vocabulary_hash(tokenizer), tokenizer.eos_token_id):
+        raise ValueError(
+            f"{options.text_data} is text of the tokenizer {settings['tokenizer']!r}, whose vocabulary is not this "
+            "model's: prepare it with scripts/prepare_text.py --tokenizer and the model's tokenizer."
         )
     if most_tokens is not None and settings["block_length"] > most_tokens:
         raise ValueError(
             f"{options.text_data} has blocks of {settings['block_length']} tokens, but the model has {most_tokens} "
             "positions: prepare the text with a smaller --block-length."
         )
-    size = options.text_batch_size or max(1, args.per_device_train_batch_size // 4)
-    return {"text_blocks": blocks, "texts_per_batch": size}
+    windows = windows_of_a_step(args)
+    size = windows / 4 if options.text_batch_size is None else options.text_batch_size
+    trained = len(blocks) - _held_out(len(blocks))
+    return {"text_blocks": blocks.select(range(trained)), "texts_per_row": size / windows}
+
+
+def held_out_text(options: StageOptions, data: StageData, texts: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a validation's collator for text that no training has seen: about one of each block.
+
+    None without text or validation windows to go with it, or where the text is too short to hold some out.
+
+    Args:
+        texts: what `open_text` gave.
+    """
+    windows = sum(len(rows) for rows, _ in data.validation)
+    if options.text_data is None or not texts or not windows:
+        return {}
+    blocks = load_text_blocks(options.text_data)
+    held = _held_out(len(blocks))
+    if not held:
+        return {}
+    # not more in a batch than training has, and one at the least
+    share = max(1 / windows, min(held / windows, texts["texts_per_row"]))
+    return {"text_blocks": blocks.select(range(len(blocks) - held, len(blocks))), "texts_per_row": share}
 
 
 def training_set(data: StageData, options: StageOptions, args: TrainingArguments) -> TrainingSet:
-    """The training rows in the order of the run's seed."""
+    """The training rows in the order of the run's seed. Those that are left out are listed in the run's folder."""
     return TrainingSet(
         data.train,
         data.feature_extractor,
         weights=options.weights,
         seed=args.seed if args.data_seed is None else args.data_seed,
         on_bad_row="skip" if options.skip_bad_rows else "raise",
+        names=data.train_folders,
+        skipped_file=Path(args.output_dir or ".") / SKIPPED_ROWS,
     )
 
 
 def validation_set(data: StageData) -> TrainingSet | None:
     """The validation rows, in an order that stays."""
-    return TrainingSet(data.validation, data.feature_extractor) if data.validation else None
+    if not data.validation:
+        return None
+    return TrainingSet(data.validation, data.feature_extractor, names=data.validation_folders)
+
+
+def windows_of_a_step(args: TrainingArguments) -> int:
+    """Windows of an optimiser step, over all devices."""
+    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+
+def optimizer_steps(args: TrainingArguments, data: StageData) -> int:
+    """Optimiser steps of the whole training."""
+    rows = sum(len(rows) for rows, _ in data.train)
+    epoch = math.ceil(rows / windows_of_a_step(args))
+    return args.max_steps if args.max_steps > 0 else math.ceil(epoch * args.num_train_epochs)
+
+
+def make_trainer(
+    model: Any,
+    args: TrainingArguments,
+    options: StageOptions,
+    data: StageData,
+    longest_row: int,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    **kwargs: Any,
+) -> NeuroLMTrainer:
+    """The trainer of a stage. Looks at memory and disk first, while the model is where it was made.
+
+    Args:
+        longest_row: tokens of the longest row of a batch.
+        callbacks: beside early stopping.
+        kwargs: NeuroLMTrainer's: collators, processor, answer sets.
+
+    Raises:
+        ValueError: memory or disk cannot suffice, or early stopping without anything to judge by.
+    """
+    check_resources(model, args, longest_row=longest_row, steps=optimizer_steps(args, data))
+    return NeuroLMTrainer(
+        model=model,
+        args=args,
+        train_dataset=training_set(data, options, args),
+        eval_dataset=validation_set(data),
+        callbacks=[*early_stopping(options, args), *callbacks],
+        skip_bad_batches=options.skip_bad_batches,
+        **kwargs,
+    )
 
 
 def early_stopping(options: StageOptions, args: TrainingArguments) -> list[TrainerCallback]:
@@ -212,22 +341,16 @@ def early_stopping(options: StageOptions, args: TrainingArguments) -> list[Train
     return [EarlyStoppingCallback(options.early_stopping_patience)]
 
 
-def train(trainer: NeuroLMTrainer, options: StageOptions, data: StageData, longest_row: int) -> int:
-    """Runs the training after a look at memory and disk.
-
-    Args:
-        longest_row: tokens of the longest row of a batch.
+def train(trainer: NeuroLMTrainer, options: StageOptions, data: StageData) -> int:
+    """Runs the training.
 
     Returns:
         0 when it has ended, the exit status of the signal that stopped it otherwise.
     """
-    args, rows = trainer.args, len(trainer.train_dataset)  # type: ignore[arg-type]
-    total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / total) * args.num_train_epochs)
-    check_resources(trainer.model, args, longest_row=longest_row, steps=steps)
     settings = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
+    starts = {name: describe_source(settings[name]) for name in STARTING_POINTS if settings.get(name) is not None}
     text = None if options.text_data is None else _describe_text(options.text_data)
-    stopped = run_training(trainer, {**settings, "data": data.description, "text": text})
+    stopped = run_training(trainer, {**settings, **starts, "data": data.description, "text": text})
     return 0 if stopped is None else 128 + stopped
 
 
@@ -245,23 +368,48 @@ def provenance(
     }
 
 
-def write_results(trainer: NeuroLMTrainer, source: Mapping[str, Any], tasks: Sequence[Task] = ()) -> None:
-    """Writes `training.json` beside the model: its figures on the validation split, tasks, provenance, log."""
+def finish(
+    trainer: NeuroLMTrainer,
+    data: StageData,
+    source: Mapping[str, Any],
+    tasks: Sequence[Task] = (),
+    write: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes the model, what belongs beside it, and at last `training.json`: figures, rows left out, tasks, log.
+
+    Args:
+        source: what `provenance` gave; the model's config has it already.
+        tasks: those that the model was taught.
+        write: writes more files into the folder of the run, on the main process.
+
+    Raises:
+        OSError: the files could not be written.
+        ValueError: another process is at work in the folder.
+    """
     metrics = _validation_metrics(trainer)
     rows: Any = trainer.train_dataset  # a TrainingSet, of which each process knows its own bad rows
-    skipped = sorted(set(gather_object(rows.skipped)))
-    if not trainer.is_world_process_zero():
-        return
-    results = {
-        "validation": metrics,
-        "best_checkpoint": trainer.state.best_model_checkpoint,
-        "skipped_rows": skipped,
-        "tasks": [task.config_entry() for task in tasks],
-        "provenance": dict(source),
-        "log": trainer.state.log_history,
-    }
+    skipped = {*gather_object(rows.skipped), *data.skipped}
     output = Path(trainer.args.output_dir or ".")
-    write_text(output / RESULTS, to_json(results))
+    with locked(output, trainer.args.should_save):
+        try:
+            trainer.save_model()
+            if not trainer.is_world_process_zero():
+                return
+            if write is not None:
+                write(output)
+            if (output / SKIPPED_ROWS).is_file():
+                skipped |= set((output / SKIPPED_ROWS).read_text(encoding="utf-8").splitlines())
+            results = {
+                "validation": metrics,
+                "best_checkpoint": trainer.state.best_model_checkpoint,
+                "skipped_rows": sorted(skipped),
+                "tasks": [task.config_entry() for task in tasks],
+                "provenance": dict(source),
+                "log": trainer.state.log_history,
+            }
+            write_text(output / RESULTS, to_json(results))
+        except WRITE_ERRORS as error:
+            raise final_files_failed(error, output) from error
     for name, value in metrics.items():
         print(f"{name:<32} {value:.4g}")
     print(f"model    {output}\nfigures  {output / RESULTS}")
@@ -273,15 +421,67 @@ def longest_text(texts: Mapping[str, Any]) -> int:
 
 
 def exit_status(stage: Callable[[], int]) -> int:
-    """The exit status of a stage; what went wrong is said in one line."""
+    """The exit status of a stage; what went wrong is said in one line.
+
+    With `NEUROLM_TRACEBACK=1` in the environment the traceback comes before it.
+    """
     try:
         return stage()
     except (ValueError, OSError, ImportError, SafetensorError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        print(f"error: {' '.join(_message(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped. Start the same command again to go on from the last checkpoint.", file=sys.stderr)
         return 130
+
+
+def _message(error: Exception) -> str:
+    """What an error says. One of a worker of the DataLoader holds the worker's whole traceback; its end counts."""
+    message = str(error)
+    if "DataLoader worker process" in message.partition("\n")[0]:
+        message = re.split(r"^[\w.]*(?:Error|Exception): ", message, flags=re.MULTILINE)[-1]
+    return message
+
+
+def _rows(folder: str, split: str) -> Any:
+    """The rows of a split; a ValueError names the file that is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load_prepared(folder, split)
+    except (DatasetsError, pa.ArrowException) as error:
+        again = "Start its preparation again with the same command: it makes what is damaged anew."
+        for file in sorted((Path(folder) / "data" / split).glob("*.parquet")):
+            try:
+                pq.read_table(file)
+            except (OSError, pa.ArrowException) as damage:
+                raise ValueError(f"{file} is damaged: {damage}. {again}") from error
+        raise ValueError(f"{folder} cannot be read: {error}. {again}") from error
+
+
+def _without_bad_rows(rows: Any, extractor: EEGFeatureExtractor, folder: str) -> tuple[Any, list[str]]:
+    """The rows that can be used, and what is wrong with each of the others."""
+    good: list[int] = []
+    bad: list[str] = []
+    for index in range(len(rows)):
+        try:
+            usable_row(rows, index, extractor, folder)
+            good.append(index)
+        except RecipeMismatchError:
+            raise
+        except ValueError as error:
+            bad.append(" ".join(str(error).split()))
+            warnings.warn(f"{error} The row is left out of the validation.", stacklevel=2)
+    return (rows.select(good) if bad else rows), bad
+
+
+def _held_out(blocks: int) -> int:
+    """How many blocks of text, the last ones, no training sees."""
+    return min(MOST_HELD_OUT, blocks // HELD_OUT_SHARE)
 
 
 def _check_is_eeg(folder: str) -> None:

@@ -3,17 +3,21 @@
 Everything that can be told from configurations is told before weights are read.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.hub import extract_commit_hash
 
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
 from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel
+from .prepared_set import file_sha256
 from .processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
 
 
@@ -161,7 +165,7 @@ def load_language_model(source: str, stages: Collection[str]) -> tuple[NeuroLMFo
         ValueError: it is something else, of another stage, or has no text tokenizer.
         OSError: it cannot be read.
     """
-    if (Path(source) / "adapter_config.json").is_file() and not (Path(source) / "config.json").is_file():
+    if (Path(source) / "adapter_config.json").is_file():
         raise ValueError(f"{source} is an adapter: merge it into its model (--save-merged), or start from that model.")
     kind = _model_type(source)
     if kind == "neurolm_vq":
@@ -192,6 +196,30 @@ def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"the text tokenizer {source!r} cannot be read: {reason}. Give --text-tokenizer, a folder with one."
         ) from error
+
+
+def describe_source(source: str) -> dict[str, str]:
+    """Which weights or tokenizer a folder or Hub id stands for, for the settings of a run.
+
+    Of a folder: its resolved path, and a hash over its weights, its configuration and its vocabulary. Of a Hub id: the
+    commit.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        # it has been read by now, so the cache has it
+        found = (try_to_load_from_cache(source, name) for name in _CONFIGURATIONS)
+        commit = next((extract_commit_hash(file, None) for file in found if isinstance(file, str)), None)
+        return {"id": source, "commit": str(commit)}
+    files = sorted({file for pattern in _DECIDING_FILES for file in folder.glob(pattern)})
+    lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
+    return {"folder": str(folder.resolve()), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+
+
+_CONFIGURATIONS = ("config.json", "tokenizer_config.json")
+_DECIDING_FILES = (
+    *("config.json", "*.safetensors", "pytorch_model*.bin"),
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"),
+)
 
 
 def _model_type(source: str) -> str:

@@ -28,7 +28,6 @@ from .typed_json import read_dataclass
 
 
 TASK_FILES = Path(__file__).parent / "task_files"
-END_OF_TEXT = "<|endoftext|>"
 
 Metric = Literal["pr_auc", "roc_auc", "accuracy", "balanced_accuracy", "cohen_kappa", "f1_weighted"]
 
@@ -105,8 +104,12 @@ class Task:
             raise ValueError(f"{self.name} is a corpus to pre-train on: it has no question.")
         return f"{SEP_TOKEN}{self.question} Answer:" + (" (" if self.lettered else "")
 
-    def completion(self, answer: str) -> str:
+    def completion(self, answer: str, end_of_text: str) -> str:
         """What the model should write after the prompt to give this answer, up to the end of text.
+
+        Args:
+            answer: one of the task's.
+            end_of_text: as the text tokenizer has it (`eos_token`).
 
         Raises:
             ValueError: the answer is not one of the task's.
@@ -114,15 +117,15 @@ class Task:
         if answer not in self.answers:
             known = ", ".join(self.classes)
             raise ValueError(f"{answer!r} is no answer of task {self.name}; its answers are {known}.")
-        return (answer.removeprefix("(") if self.lettered else f" {answer}") + f" {END_OF_TEXT}"
+        return (answer.removeprefix("(") if self.lettered else f" {answer}") + f" {end_of_text}"
 
-    def training_text(self, answer: str) -> str:
-        """Prompt and completion, as the model is tuned on them.
+    def training_text(self, answer: str, end_of_text: str = "<|endoftext|>") -> str:
+        """Prompt and completion, as the model is tuned on them; without `end_of_text`, as GPT-2 ends a text.
 
         Raises:
             ValueError: the answer is not one of the task's.
         """
-        return self.prompt() + self.completion(answer)
+        return self.prompt() + self.completion(answer, end_of_text)
 
     def shuffled(self, generator: np.random.Generator) -> tuple["Task", dict[str, str]]:
         """The task with its lettered options in a random order, and the letter that each answer has there.

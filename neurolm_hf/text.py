@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils.logging import tqdm
 
 from . import __version__
@@ -42,12 +43,14 @@ class TextEncoder:
         encode: ids of a document. Special tokens written out in a document are ordinary text to it.
         end_of_text: id that stands after every document.
         dtype: the smallest of uint16 and int32 that holds every id.
+        vocabulary: hash of its tokens and their ids, as `vocabulary_hash` gives it.
     """
 
     name: str
     encode: Callable[[str], list[int]]
     end_of_text: int
     dtype: str
+    vocabulary: str
 
 
 def gpt2_encoder(bpe_folder: str | Path | None = None) -> TextEncoder:
@@ -76,7 +79,13 @@ def gpt2_encoder(bpe_folder: str | Path | None = None) -> TextEncoder:
                 "GPT-2's vocabulary is not in TIKTOKEN_CACHE_DIR and cannot be downloaded; give a folder that holds "
                 f"its encoder.json and vocab.bpe (--bpe-folder). The download said: {reason}"
             ) from error
-    return TextEncoder("gpt2", encoding.encode_ordinary, encoding.eot_token, "uint16")
+    letters = bytes_to_unicode()
+    tokens = {
+        "".join(letters[byte] for byte in encoding.decode_single_token_bytes(token)): token
+        for token in range(encoding.n_vocab)
+        if token != encoding.eot_token
+    }
+    return TextEncoder("gpt2", encoding.encode_ordinary, encoding.eot_token, "uint16", _hash(tokens))
 
 
 def transformers_encoder(tokenizer: str) -> TextEncoder:
@@ -98,7 +107,23 @@ def transformers_encoder(tokenizer: str) -> TextEncoder:
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         return opened(document, **options)["input_ids"]
 
-    return TextEncoder(tokenizer, encode, opened.eos_token_id, "uint16" if len(opened) <= 2**16 else "int32")
+    dtype = "uint16" if len(opened) <= 2**16 else "int32"
+    return TextEncoder(tokenizer, encode, opened.eos_token_id, dtype, vocabulary_hash(opened))
+
+
+def text_vocabulary(tokenizer: Any) -> dict[str, int]:
+    """Tokens that text is made of, and their ids: all but special and added ones, of which a model may have more."""
+    special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    return {token: index for token, index in tokenizer.get_vocab().items() if index not in special}
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """Hash of `text_vocabulary`, by which prepared text and a model's tokenizer are told to fit."""
+    return _hash(text_vocabulary(tokenizer))
+
+
+def _hash(vocabulary: Mapping[str, int]) -> str:
+    return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
 
 def text_files(patterns: Sequence[str | Path]) -> list[Path]:
@@ -259,6 +284,7 @@ def prepare_text(
         "source": dict(source),
         "tokenizer": encoder.name,
         "end_of_text": encoder.end_of_text,
+        "vocabulary": encoder.vocabulary,
         "dtype": encoder.dtype,
         "block_length": block_length,
         "blocks_per_shard": blocks_per_shard,

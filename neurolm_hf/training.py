@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers import trainer as transformers_trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
@@ -27,7 +29,7 @@ from .modeling_neurolm import NeuroLMVQModel
 from .storage import Row
 from .tasks import Task
 from .training_set import TrainingSet
-from .validation import ReconstructionCallback, answer_counts, sample_statistics, validation_metrics
+from .validation import answer_counts, sample_statistics, validation_metrics
 
 
 logger = logging.get_logger(__name__)
@@ -40,9 +42,12 @@ LOSS_PARTS = (
     "eeg_alignment_loss",
     "text_alignment_loss",
     "eeg_loss",
+    "answer_loss",
     "text_loss",
 )
 CODEBOOK_STATISTICS = ("codebook_usage", "perplexity")
+# what has no meaning before k-means has placed the codebook
+OF_CODEBOOK = ("commitment_loss", *CODEBOOK_STATISTICS)
 
 # so many rows are named where a batch is at fault
 NAMED_ROWS = 8
@@ -51,22 +56,26 @@ NAMED_ROWS = 8
 class NeuroLMTrainer(Trainer):
     """The Trainer with NeuroLM's loss, which has several means at once, and with what it needs to lose nothing.
 
-    A step's loss is the mean over all EEG targets of the step plus the mean over all its text targets (tokenizer: over
-    patches), whatever micro-batches and processes they fall into. `processing_class`, the processor, is needed for
-    `answer_sets`. Batches may name their samples under `rows` (the collators do).
+    A step's loss is the mean over all EEG targets of the step plus the mean over all its answer tokens plus the mean
+    over all its other text (tokenizer: over patches), whatever micro-batches and processes they fall into.
+    `processing_class`, the processor, is needed for `answer_sets`. Batches may name their samples under `rows` (the
+    collators do).
 
     Args:
-        args, kwargs: as the Trainer's.
+        args, kwargs: as the Trainer's, but `compute_metrics`: the metrics are those of `validation`.
         eval_data_collator: makes the batches of evaluation where it is another than `data_collator`, as without
             augmentation.
-        answer_sets: name -> task and prepared windows with their `answer`. Each evaluation scores them:
-            `eval_NAME_balanced_accuracy`, and the mean of all as `eval_balanced_accuracy`.
+        answer_sets: name -> task and prepared windows with their `answer`, of `eval_dataset`. Each evaluation of that
+            scores them: `eval_NAME_balanced_accuracy`, and the mean of all as `eval_balanced_accuracy`.
         skip_bad_batches: leave a micro-batch whose loss is not finite out of its step, with a warning, a line in
-            `skipped.jsonl` of the output folder and `skipped_batches` in the logs. Otherwise it is an error.
+            `skipped.jsonl` of the output folder and `skipped_batches` in the logs. Otherwise it is an error. The
+            rest of the step keeps its weight: the means still divide by the targets of the whole step, so that the
+            step is as much smaller. A step of which nothing is left still ends as one: its gradient is zero, but
+            momentum and weight decay move the weights, and the schedule goes on.
 
     Raises:
         ValueError: several GPUs in one process, counts not taken over all processes, answer sets that cannot be
-            scored; while training, a loss that is not finite.
+            scored, `compute_metrics`; while training, a loss that is not finite.
         OSError: while training, a checkpoint that could not be written.
     """
 
@@ -82,6 +91,11 @@ class NeuroLMTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        if self.compute_metrics is not None:
+            raise ValueError(
+                "`compute_metrics` would get no logits here but what `validation.sample_statistics` gives: leave it "
+                "out, and score answers with `answer_sets`."
+            )
         self.compute_metrics = self._split_metrics
         self.eval_data_collator = eval_data_collator
         self.answer_sets = dict(answer_sets or {})
@@ -93,9 +107,6 @@ class NeuroLMTrainer(Trainer):
         self._part_counts: dict[str, int] = {}
         self._steps_to_log: set[int] = set()
         self._skipped = 0
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ReconstructionCallback):
-                callback.callbacks = self.callback_handler.callbacks
 
     def compute_loss(
         self,
@@ -142,9 +153,12 @@ class NeuroLMTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As the Trainer's; then scores the answer sets."""
+        """As the Trainer's; then scores the answer sets, which are of `eval_dataset` and of no other."""
+        if hasattr(dataloader, "set_epoch"):
+            # a loader that is kept counts its rounds as epochs, but each is to see the same texts
+            dataloader.set_epoch(0)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if not self.answer_sets:
+        if not self.answer_sets or dataloader.dataset is not self.eval_dataset:
             return output
         accuracies = {f"{name}_": self._balanced_accuracy(*given) for name, given in self.answer_sets.items()}
         accuracies[""] = sum(accuracies.values()) / len(accuracies)
@@ -153,12 +167,13 @@ class NeuroLMTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As the Trainer's, with `eval_data_collator`."""
-        collator = self.data_collator
-        self.data_collator = self.eval_data_collator or collator
-        try:
+        with self._evaluation_collator():
             return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = collator
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As the Trainer's, with `eval_data_collator`."""
+        with self._evaluation_collator():
+            return super().get_test_dataloader(test_dataset)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Weight decay is for matrices, convolutions and embeddings, and for nothing else (the paper's recipe)."""
@@ -191,20 +206,18 @@ class NeuroLMTrainer(Trainer):
         """As the Trainer's; sealed when every process has written, and only then are older ones removed."""
         run_folder = Path(self._get_output_dir(trial))
         folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             if self.args.should_save:
                 unseal(folder)
-            super()._save_checkpoint(model, trial)
+            with _no_rotation():
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 seal(folder)
         except WRITE_ERRORS as error:
             raise checkpoint_failed(error, folder, run_folder) from error
-        finally:
-            self.args.save_total_limit = limit
         if self.args.should_save:
-            rotate_checkpoints(str(run_folder), limit, self.state.best_model_checkpoint)
+            rotate_checkpoints(str(run_folder), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _check_arguments(self) -> None:
         if self.args.n_gpu > 1:
@@ -222,13 +235,29 @@ class NeuroLMTrainer(Trainer):
         if self.answer_sets and isinstance(self.eval_dataset, dict):
             raise ValueError("`answer_sets` are scored once an evaluation: give one `eval_dataset` beside them.")
 
+    @contextmanager
+    def _evaluation_collator(self) -> Iterator[None]:
+        collator = self.data_collator
+        self.data_collator = self.eval_data_collator or collator
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
     @property
     def _codebook_size(self) -> int:
         config = self.model.config
         return getattr(config, "eeg_config", config).codebook_size
 
+    def _without_meaning(self) -> tuple[str, ...]:
+        """Names of figures that say nothing yet: those of a codebook that is still to be placed."""
+        tokenizer = getattr(self.model, "vq", self.model)
+        placed = not isinstance(tokenizer, NeuroLMVQModel) or bool(tokenizer.encoder.quantizer.initialized)
+        return () if placed else OF_CODEBOOK
+
     def _split_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return validation_metrics(prediction, self._codebook_size)
+        metrics, leave_out = validation_metrics(prediction, self._codebook_size), self._without_meaning()
+        return {name: value for name, value in metrics.items() if name not in leave_out}
 
     def _balanced_accuracy(self, task: Task, rows: Sequence[Row]) -> float:
         """Of the answers about all rows, of which each process asks about its share."""
@@ -247,7 +276,8 @@ class NeuroLMTrainer(Trainer):
         if not self.skip_bad_batches:
             raise ValueError(
                 f"{what}; this step has moved no weight. Look at these windows (a dead channel, a wrong unit), try a "
-                "lower learning rate or bf16 in place of fp16, or go on without such batches (`skip_bad_batches`)."
+                "lower learning rate or bf16 in place of fp16, or go on without such batches (`skip_bad_batches`; "
+                "--skip-bad-batches of the scripts)."
             )
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise ValueError(
@@ -264,8 +294,9 @@ class NeuroLMTrainer(Trainer):
         return torch.stack([0.0 * p.float().sum() for p in self.model.parameters() if p.requires_grad]).sum()
 
     def _keep_parts(self, outputs: Any) -> None:
+        leave_out = self._without_meaning()
         for name in (*LOSS_PARTS, *CODEBOOK_STATISTICS):
-            if (value := outputs.get(name)) is not None:
+            if (value := outputs.get(name)) is not None and name not in leave_out:
                 self._part_sums[name] = self._part_sums.get(name, 0.0) + value.detach().float()
                 self._part_counts[name] = self._part_counts.get(name, 0) + 1
 
@@ -342,6 +373,20 @@ class QuantizerScheduleCallback(TrainerCallback):
     ) -> None:
         # what is saved between two steps must not carry the schedule's state
         kwargs["model"].config.update(self._own)
+
+
+@contextmanager
+def _no_rotation() -> Iterator[None]:
+    """The Trainer removes older checkpoints as soon as a new one is written, which may yet fail to be sealed.
+
+    Without a limit in its arguments it would not, but then a checkpoint's `training_args.bin` would have none.
+    """
+    rotate = transformers_trainer.rotate_checkpoints
+    transformers_trainer.rotate_checkpoints = lambda **_: None
+    try:
+        yield
+    finally:
+        transformers_trainer.rotate_checkpoints = rotate
 
 
 @torch.no_grad()

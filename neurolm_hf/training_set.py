@@ -6,6 +6,7 @@ middle of an epoch goes on with the very rows that it would have had, and so do 
 
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,9 @@ class TrainingSet(Dataset[Row]):
         seed: of the order, and of every random choice that a collator makes about a row.
         on_bad_row: `raise` stops at a row that cannot be read or that `checked_signal` refuses. `skip` warns, and
             another row of the same part takes its place. A row of another recipe stops the training in any case.
+        names: what messages call the parts, such as their folders.
+        skipped_file: gets a line for each row that is skipped, whichever worker or process meets it, so that what an
+            interrupted training has skipped is known to the next.
 
     Raises:
         ValueError: no rows, weights that do not fit the parts or leave one without a row, or a seed below 0.
@@ -46,6 +50,8 @@ class TrainingSet(Dataset[Row]):
         weights: Sequence[float] | None = None,
         seed: int = 0,
         on_bad_row: Literal["raise", "skip"] = "raise",
+        names: Sequence[str] | None = None,
+        skipped_file: Path | None = None,
     ):
         if on_bad_row not in ("raise", "skip"):
             raise ValueError(f"on_bad_row is 'raise' or 'skip', not {on_bad_row!r}.")
@@ -55,6 +61,9 @@ class TrainingSet(Dataset[Row]):
         self.feature_extractor = feature_extractor
         self.seed = seed
         self.on_bad_row = on_bad_row
+        self.skipped_file = skipped_file
+        given = names or [f"part {part}" + (f" ({task.name})" if task else "") for part, (_, task) in enumerate(parts)]
+        self._names = list(given)
         self._lengths = [len(rows) for rows, _ in self.parts]
         if not self.parts or min(self._lengths) == 0:
             raise ValueError(f"Every part of a training needs rows; these have {self._lengths or 'no part'}.")
@@ -140,11 +149,19 @@ class TrainingSet(Dataset[Row]):
             except ValueError as error:
                 if self.on_bad_row == "raise":
                     raise ValueError(
-                        f"{error} Prepare its recording again, or leave such rows out (on_bad_row='skip')."
+                        f"{error} Prepare its recording again, or leave such rows out (on_bad_row='skip'; "
+                        "--skip-bad-rows of the scripts)."
                     ) from error
-                self._bad[part][index] = True
-                warnings.warn(f"{error} The row is skipped.", stacklevel=3)
-        raise ValueError(f"None of the {self._lengths[part]} rows of {self._called(part)} can be used.")
+                self._skip(part, index, error)
+        raise ValueError(f"None of the {self._lengths[part]} rows of {self._names[part]} can be used.")
+
+    def _skip(self, part: int, index: int, error: ValueError) -> None:
+        self._bad[part][index] = True
+        warnings.warn(f"{error} The row is skipped.", stacklevel=4)
+        if self.skipped_file is not None:
+            # one short write at the end of the file: lines of several workers do not mix
+            with self.skipped_file.open("a", encoding="utf-8") as file:
+                file.write(" ".join(str(error).split()) + "\n")
 
     def _candidates(self, part: int, first: int, draw: tuple[int, ...]) -> Iterator[int]:
         """The row, then all of its part at random: neighbours of a bad row are often as bad."""
@@ -152,28 +169,37 @@ class TrainingSet(Dataset[Row]):
         yield from np.random.default_rng((*draw, _REPLACEMENT)).permutation(self._lengths[part]).tolist()
 
     def _read(self, part: int, index: int) -> Row:
-        """A row that can be trained on; a ValueError says which cannot, and why."""
-        try:
-            row = self.parts[part][0][index]
-            return {**row, "signal": checked_signal(self.feature_extractor, row)}
-        except RecipeMismatchError:
-            raise
-        except (OSError, ValueError) as error:
-            raise ValueError(f"Row {index} of {self._called(part)}: {error}") from error
-        except (LookupError, TypeError) as error:  # a damaged row lacks columns, or holds something else in them
-            raise ValueError(f"Row {index} of {self._called(part)}: {type(error).__name__}: {error}.") from error
+        return usable_row(self.parts[part][0], index, self.feature_extractor, self._names[part])
 
     def _fault(self, part: int, index: int) -> str:
         """What `_read` says about a bad row."""
         try:
             self._read(part, index)
         except ValueError as error:
-            return str(error)
-        return f"Row {index} of {self._called(part)} could not be read at first."
+            return " ".join(str(error).split())
+        return f"Row {index} of {self._names[part]} could not be read at first."
 
-    def _called(self, part: int) -> str:
-        task = self.parts[part][1]
-        return f"part {part}" + (f" ({task.name})" if task else "")
+
+def usable_row(rows: Any, index: int, feature_extractor: EEGFeatureExtractor, name: str) -> Row:
+    """A row that can be trained on, its signal float32 (channels, samples).
+
+    Args:
+        rows: what `storage.load_prepared` returns, or a list.
+        name: what a message calls them.
+
+    Raises:
+        RecipeMismatchError: prepared by another recipe.
+        ValueError: the row cannot be read, or `checked_signal` refuses it; says which, and why.
+    """
+    try:
+        row = rows[index]
+        return {**row, "signal": checked_signal(feature_extractor, row)}
+    except RecipeMismatchError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Row {index} of {name}: {error}") from error
+    except (LookupError, TypeError) as error:  # a damaged row lacks columns, or holds something else in them
+        raise ValueError(f"Row {index} of {name}: {type(error).__name__}: {error}.") from error
 
 
 # Streams of random numbers that share a seed; NumPy takes (a, b) and (a, b, 0) for the same.

@@ -11,19 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import ModelOutput
 
 from . import report
 from .collators import checked_signal
-from .modeling_neurolm import (
-    IGNORE_INDEX,
-    NeuroLMForCausalLM,
-    codebook_statistics,
-)
+from .modeling_neurolm import IGNORE_INDEX, TARGET_KINDS, NeuroLMForCausalLM, codebook_statistics
 from .processing_neurolm import NeuroLMProcessor
-from .scoring import log_likelihoods
+from .scoring import answer_log_likelihoods
 from .storage import Row
 from .tasks import Task
 
@@ -54,8 +51,8 @@ def validation_metrics(prediction: EvalPrediction, codebook_size: int) -> dict[s
     """Metrics of a split from all of its samples' statistics: means over items, and the `loss`.
 
     Of the tokenizer: `frequency_loss`, `raw_loss`, `commitment_loss`, `codebook_usage`, `perplexity`. Of the language
-    model, those that have targets: `eeg_loss`, `text_loss`, and `eeg_accuracy`, the share of EEG targets whose most
-    likely code is the right one.
+    model, those that have targets: `eeg_loss`, `answer_loss`, `text_loss`, and `eeg_accuracy`, the share of EEG
+    targets whose most likely code is the right one.
     """
     sums: Mapping[str, NDArray] = prediction.predictions  # type: ignore[assignment]
     items: Mapping[str, NDArray] = prediction.label_ids  # type: ignore[assignment]
@@ -70,7 +67,6 @@ def validation_metrics(prediction: EvalPrediction, codebook_size: int) -> dict[s
     return metrics
 
 
-@torch.no_grad()
 def answer_counts(
     model: NeuroLMForCausalLM, processor: NeuroLMProcessor, task: Task, rows: Sequence[Row], batch_size: int
 ) -> torch.Tensor:
@@ -84,20 +80,18 @@ def answer_counts(
     Raises:
         ValueError: what `checked_signal` refuses; an answer that is not the task's.
     """
-    completions = [processor.tokenizer(task.completion(answer))["input_ids"] for answer in task.classes]
-    counts = torch.zeros(len(completions), len(completions))
+    counts = torch.zeros(len(task.classes), len(task.classes))
     for start in range(0, len(rows), batch_size):
         part = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
-        inputs = processor(
-            eeg=[[checked_signal(processor.feature_extractor, row)] for row in part],
-            text=[task.prompt()] * len(part),
+        scores = answer_log_likelihoods(
+            model,
+            processor,
+            [[checked_signal(processor.feature_extractor, row)] for row in part],
+            task,
+            batch_size,
             ch_names=[[list(row["channels"])] for row in part],
             prepared_by=processor.feature_extractor.recipe_id,
-            # all prompts end together and every answer can follow
-            padding_side="left",
-            return_tensors="pt",
         )
-        scores = log_likelihoods(model, {name: inputs[name].to(model.device) for name in inputs}, completions)
         for row, given in zip(part, scores.argmax(1).tolist(), strict=True):
             if row["answer"] not in task.answers:
                 raise ValueError(f"{row['answer']!r} is no answer of task {task.name}: {', '.join(task.classes)}.")
@@ -108,20 +102,27 @@ def answer_counts(
 class ReconstructionCallback(TrainerCallback):
     """After each evaluation of the tokenizer, draws a window and its reconstruction.
 
-    The picture is `folder/step-N.png`, and goes to TensorBoard where the training reports to it.
+    The picture is `folder/step-N.png`, and goes to TensorBoard where that is among `callbacks`. To be given to a
+    trainer that is made: `trainer.add_callback`.
 
     Args:
         rows: prepared windows, of the validation split; the first is drawn.
         collator: makes a batch of rows.
         folder: made where it is not there.
+        callbacks: the trainer's (`trainer.callback_handler.callbacks`), among which may be TensorBoard's.
     """
 
-    def __init__(self, rows: Sequence[Row], collator: Callable[[Sequence[Row]], Any], folder: str | Path):
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        collator: Callable[[Sequence[Row]], Any],
+        folder: str | Path,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
         self.row = rows[0]
         self.collator = collator
         self.folder = Path(folder)
-        # the Trainer's, among which is TensorBoard's; NeuroLMTrainer fills them in
-        self.callbacks: Sequence[TrainerCallback] = ()
+        self.callbacks = callbacks
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -159,18 +160,16 @@ def _language_model_statistics(
     sample = is_target.nonzero()[:, 0] % samples
     targets = outputs.targets[is_target]
     text_rows = logits.shape[-1] - codebook_size
-    is_eeg = (targets >= text_rows).float()
     right = (logits[:, text_rows:].argmax(-1) + text_rows == targets).float()
+    of_kinds = functional.one_hot(outputs.target_kinds, len(TARGET_KINDS)).float().unbind(1)
 
     def of_samples(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(samples).index_add_(0, sample, values)
 
-    sums = {"eeg_loss": losses * is_eeg, "text_loss": losses * (1 - is_eeg), "eeg_accuracy": right * is_eeg}
-    items = {"eeg_loss": is_eeg, "text_loss": 1 - is_eeg, "eeg_accuracy": is_eeg}
-    return (
-        {name: of_samples(values) for name, values in sums.items()},
-        {name: of_samples(values) for name, values in items.items()},
-    )
+    sums = {f"{kind}_loss": of_samples(losses * of_kind) for kind, of_kind in zip(TARGET_KINDS, of_kinds, strict=True)}
+    items = {f"{kind}_loss": of_samples(of_kind) for kind, of_kind in zip(TARGET_KINDS, of_kinds, strict=True)}
+    sums["eeg_accuracy"], items["eeg_accuracy"] = of_samples(right * of_kinds[0]), items["eeg_loss"]
+    return sums, items
 
 
 def _by_channel(patches: torch.Tensor, channels: int) -> NDArray[np.float32]:

@@ -339,7 +339,7 @@ def pretrain(
             arguments, arguments.pretraining_steps, learning_rate=1e-3, weight_decay=0.1, adam_beta2=0.95
         ),
         train_dataset=data.corpus,
-        data_collator=PretrainingCollator(processor, texts, texts_per_batch=8),
+        data_collator=PretrainingCollator(processor, texts, texts_per_row=0.25),
     )
     trainer.train()
     losses["Pre-training"] = curves(trainer, "eeg_loss", "text_loss")
@@ -376,7 +376,7 @@ def instruction_tune(
         data_collator=InstructionCollator(processor, task, channel_dropout=0.4),
     )
     trainer.train()
-    losses["Instruction tuning"] = curves(trainer, "text_loss")
+    losses["Instruction tuning"] = curves(trainer, "answer_loss")
     adapted.save_pretrained(str(arguments.output / "adapter"))
     return adapted.merge_and_unload()
 

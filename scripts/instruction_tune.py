@@ -10,9 +10,9 @@ With the paper's recipe, the whole language model, six tasks at once:
         --text-data prepared/text --output-dir runs/neurolm-b \\
         --train-data prepared/tuab prepared/tuev prepared/seed prepared/hmc prepared/workload prepared/tusl
 
-Two tasks, the small one as often as the large one, lettered options in a new order each time:
+Two tasks, the small one as often as the large one, lettered options in a new order each time, no text beside them:
     python scripts/instruction_tune.py recipes/instruction-one-gpu.yaml --model runs/pretrained --shuffle-options \\
-        --train-data prepared/hmc prepared/workload --weights 1 1 --output-dir runs/two-tasks
+        --text-batch-size 0 --train-data prepared/hmc prepared/workload --weights 1 1 --output-dir runs/two-tasks
 
 What LoRA adapts beyond the defaults, and the model with the adapter merged into it beside the adapter:
     python scripts/instruction_tune.py recipes/instruction-lora.yaml --lora-targets q_proj v_proj --save-merged \\
@@ -20,44 +20,43 @@ What LoRA adapts beyond the defaults, and the model with the adapter merged into
 
 A recipe is a YAML file of options; what the command line says counts more. Stopped or killed, the same command goes on
 from the last checkpoint. At the end --output-dir holds the model or the adapter (AutoModelForCausalLM and
-AutoPeftModelForCausalLM open them with trust_remote_code=True), and training.json.
+AutoPeftModelForCausalLM open them with trust_remote_code=True), the tasks it knows in config.json, and training.json.
 Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
 from neurolm_hf.collators import InstructionCollator
+from neurolm_hf.configuration_neurolm import NeuroLMConfig
 from neurolm_hf.lora import add_adapter, lora_config
 from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
+from neurolm_hf.prompts import completion_ids, prompt_ids
 from neurolm_hf.recipes import StageTrainingArguments, parse_arguments
 from neurolm_hf.stages import (
     StageData,
-    StageOptions,
+    TextModelOptions,
     check_recipe,
-    early_stopping,
     exit_status,
+    finish,
     longest_text,
+    make_trainer,
     open_sets,
     open_text,
     provenance,
     train,
-    training_set,
-    validation_set,
-    write_results,
 )
 from neurolm_hf.starting_models import join, load_language_model, read_text_tokenizer, set_dropout
 from neurolm_hf.tasks import Task
-from neurolm_hf.training import NeuroLMTrainer
 
 
 @dataclass
-class InstructionOptions(StageOptions):
+class InstructionOptions(TextModelOptions):
     """What is trained, and how beyond the Trainer's arguments."""
 
     model: str | None = field(
@@ -65,10 +64,6 @@ class InstructionOptions(StageOptions):
     )
     vq: str | None = field(
         default=None, metadata={"help": "Instead, to go without pre-training: a neural tokenizer, with --text-model."}
-    )
-    text_model: str | None = field(default=None, metadata={"help": "The language model that --vq is put before."})
-    text_tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder or id of its text tokenizer, where it is not beside the model."}
     )
     channel_dropout: float = field(
         default=0.0, metadata={"help": "Share of channels left out of each training window, at random."}
@@ -85,9 +80,9 @@ class InstructionOptions(StageOptions):
         default=False, metadata={"help": "Train the EEG encoder too, which is frozen otherwise."}
     )
     lora: bool = field(default=False, metadata={"help": "Train an adapter and leave the model as it is."})
-    lora_rank: int = field(default=16, metadata={"help": "Rank of its matrices."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of its matrices; 16 without."})
     lora_alpha: int | None = field(default=None, metadata={"help": "Scales it by alpha / rank; twice the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into it."})
+    lora_dropout: float | None = field(default=None, metadata={"help": "Dropout of what goes into it; 0 without."})
     lora_targets: list[str] | None = field(
         default=None,
         metadata={
@@ -105,6 +100,7 @@ class InstructionOptions(StageOptions):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.model is None) == (self.vq is None):
             raise ValueError(
                 "give --model, a pre-trained NeuroLM, or --vq and --text-model to go without pre-training"
@@ -117,8 +113,16 @@ class InstructionOptions(StageOptions):
             raise ValueError("--lora leaves the EEG encoder as it is: --tune-eeg-encoder does not go with it")
         if self.save_merged and not self.lora:
             raise ValueError("--save-merged is about the adapter of --lora")
-        if not 0 <= self.channel_dropout < 1:
-            raise ValueError(f"--channel-dropout is a share from 0 to below 1, not {self.channel_dropout}")
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith("lora_")}
+        given = {name: value for name, value in given.items() if value is not None and value is not False}
+        if given and not self.lora:
+            names = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise ValueError(f"{names}: only for an adapter; add --lora, or leave them out to train the whole model")
+        for name in ("channel_dropout", "dropout", "lora_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is a share from 0 to below 1, not {getattr(self, name)}")
+        if self.feature_noise < 0:
+            raise ValueError(f"--feature-noise is a standard deviation, 0 or more, not {self.feature_noise}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -131,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: InstructionOptions, args: StageTrainingArguments, recipe: str | None) -> int:
     """The stage from its data to its files. Returns the exit status."""
-    data = open_sets(options.train_data, args, with_tasks=True)
+    data = open_sets(options, args, with_tasks=True)
     set_seed(args.seed)
     base, processor = starting_model(options)
     check_recipe(data, processor.feature_extractor, options.model or str(options.vq))
@@ -140,31 +144,32 @@ def run(options: InstructionOptions, args: StageTrainingArguments, recipe: str |
     model: Any = (
         add_adapter(base, str(options.model), adapter_config(base, processor, options)) if options.lora else base
     )
-    trainer = NeuroLMTrainer(
-        model=model,
-        args=args,
-        train_dataset=training_set(data, options, args),
-        eval_dataset=validation_set(data),
+    trainer = make_trainer(
+        model,
+        args,
+        options,
+        data,
+        longest_row=max(data.longest_row() + longest_question(processor, data.tasks), longest_text(texts)),
         data_collator=InstructionCollator(
             processor, channel_dropout=options.channel_dropout, shuffle_options=options.shuffle_options, **texts
         ),
         eval_data_collator=InstructionCollator(processor),
         answer_sets=answer_sets(data),
         processing_class=processor,
-        callbacks=early_stopping(options, args),
-        skip_bad_batches=options.skip_bad_batches,
     )
-    longest_row = max(data.longest_row() + longest_question(processor, data.tasks), longest_text(texts))
-    if status := train(trainer, options, data, longest_row):
+    if status := train(trainer, options, data):
         return status
     start = {"model": options.model, "vq": options.vq, "text_model": options.text_model, "provenance": before}
     source = provenance(__file__, trainer, data, recipe, start)
-    if not options.lora:
-        label(base, data.tasks, source)
-    trainer.save_model()
-    write_results(trainer, source, data.tasks)
-    if options.save_merged and trainer.is_world_process_zero():
-        save_merged(model, processor, data.tasks, source, Path(args.output_dir or ".") / "merged")
+    label(base.config, data.tasks, source)
+
+    def write_adapter(folder: Path) -> None:
+        # PEFT saves no config of the model: it says what the adapter has learnt to answer
+        base.config.save_pretrained(folder)
+        if options.save_merged:
+            save_merged(model, processor, folder / "merged")
+
+    finish(trainer, data, source, data.tasks, write=write_adapter if options.lora else None)
     return 0
 
 
@@ -175,7 +180,7 @@ def starting_model(options: InstructionOptions) -> tuple[NeuroLMForCausalLM, Neu
     else:
         tokenizer = read_text_tokenizer(options.text_tokenizer or str(options.text_model))
         model, processor = join(str(options.vq), str(options.text_model), tokenizer)
-    model.config.feature_noise = options.feature_noise
+    model.model.feature_noise = options.feature_noise
     set_dropout(model, options.dropout)
     if options.tune_eeg_encoder:
         model.config.freeze_eeg_encoder = False
@@ -188,9 +193,9 @@ def adapter_config(base: NeuroLMForCausalLM, processor: NeuroLMProcessor, option
     """LoRA as the options ask for it."""
     return lora_config(
         base,
-        rank=options.lora_rank,
+        rank=16 if options.lora_rank is None else options.lora_rank,
         alpha=options.lora_alpha,
-        dropout=options.lora_dropout,
+        dropout=options.lora_dropout or 0.0,
         targets=options.lora_targets,
         eeg_projector=options.lora_eeg_projector,
         new_tokens=[processor.tokenizer.sep_token_id] if options.lora_new_tokens else [],
@@ -209,25 +214,23 @@ def answer_sets(data: StageData) -> dict[str, tuple[Task, Any]]:
 
 def longest_question(processor: NeuroLMProcessor, tasks: list[Task]) -> int:
     """Tokens of the longest question with its answer."""
-    texts = [task.training_text(answer) for task in tasks for answer in task.classes]
-    return max(len(ids) for ids in processor.tokenizer(texts)["input_ids"])
+    tokenizer = processor.tokenizer
+    return max(
+        len(prompt_ids(tokenizer, task)) + len(completion_ids(tokenizer, task, answer))
+        for task in tasks
+        for answer in task.classes
+    )
 
 
-def label(model: NeuroLMForCausalLM, tasks: list[Task], source: dict[str, Any]) -> None:
+def label(config: NeuroLMConfig, tasks: list[Task], source: dict[str, Any]) -> None:
     """Writes into the config what the model has been through."""
-    entries = {task["name"]: task for task in model.config.tasks or []} | {
-        task.name: task.config_entry() for task in tasks
-    }
-    model.config.update({"stage": "instruction-tuned", "tasks": list(entries.values()), "provenance": source})
+    entries = {task["name"]: task for task in config.tasks or []} | {task.name: task.config_entry() for task in tasks}
+    config.update({"stage": "instruction-tuned", "tasks": list(entries.values()), "provenance": source})
 
 
-def save_merged(
-    adapted: Any, processor: NeuroLMProcessor, tasks: list[Task], source: dict[str, Any], folder: Path
-) -> None:
+def save_merged(adapted: Any, processor: NeuroLMProcessor, folder: Path) -> None:
     """The model with the adapter merged into it, as a model of its own."""
-    merged = adapted.merge_and_unload()
-    label(merged, tasks, source)
-    merged.save_pretrained(folder)
+    adapted.merge_and_unload().save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

@@ -26,11 +26,13 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the Hub
 
 import numpy as np
+import torch
 import yaml
 from numpy.typing import ArrayLike
-from transformers import AutoModelForCausalLM, AutoProcessor, HfArgumentParser, set_seed
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, HfArgumentParser, set_seed
 
-from neurolm_hf.baseline import baseline_probabilities
+from neurolm_hf.baseline import baseline_probabilities, logistic_probabilities
+from neurolm_hf.collators import EEGCollator
 from neurolm_hf.metrics import Interval, auroc, balanced_accuracy, interval_over_subjects
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, train_text_tokenizer
@@ -58,7 +60,13 @@ STAGE_RECIPES = {"vq": "vq-cpu.yaml", "pretrained": "pretrain-cpu.yaml", "tuned"
 # what stands between two marks of docs/study.md is written by this script
 MARKS = ("<!-- table: scripts/study.py -->", "<!-- end of table -->")
 
-FULL, BASELINE = "NeuroLM", "log band power, logistic regression"
+FULL, BASELINE, PROBE = "NeuroLM", "log band power, logistic regression", "tokenizer's features, logistic regression"
+# the probe reads the mean feature of each; chosen, as its strength, before it was run on these tokenizers
+REGIONS = (
+    *(("FP1", "FP2"), ("F3", "F4", "FZ"), ("F7", "F8"), ("T3", "T4")),
+    *(("C3", "C4", "CZ"), ("T5", "T6"), ("P3", "P4", "PZ"), ("O1", "O2")),
+)
+PROBE_STRENGTH = 0.001
 # what a variant changes in the recipe of a stage; None leaves the stage out
 VARIANTS: dict[str, dict[str, dict[str, Any] | None]] = {
     FULL: {},
@@ -118,7 +126,7 @@ def main(arguments: StudyArguments) -> None:
         commands = {place(output, *run, stage): command(output, *run, stage) for run in runs}
         run_all({folder: given for folder, given in commands.items() if given}, arguments.jobs)
     scores = [model_scores(output, *run, task) for run in runs]
-    scores += [baseline_scores(output, fold) for fold in range(FOLDS)]
+    scores += [given(output, fold) for given in (baseline_scores, probe_scores) for fold in range(FOLDS)]
     write_text(output / "scores.json", json.dumps([dataclasses.asdict(one) for one in scores], indent=1) + "\n")
     print(table(scores))
     if arguments.docs is not None:
@@ -287,6 +295,36 @@ def baseline_scores(output: Path, fold: int) -> Scores:
     return scores_of(BASELINE, output, fold, 0, answers)
 
 
+def probe_scores(output: Path, fold: int) -> Scores:
+    """What can be read from the tokenizer's features without a language model."""
+    folder = str(place(output, FULL, fold, 0, "vq"))
+    model: Any = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    collate = EEGCollator(EEGFeatureExtractor.from_pretrained(folder))
+    train = load_prepared(output / f"fold-{fold}" / "task", "train")
+    windows, labels = region_features(model, collate, train), np.asarray(train["label"])
+
+    def answers(rows: Any) -> np.ndarray:
+        features = region_features(model, collate, rows)
+        return logistic_probabilities(windows, labels, features, strength=PROBE_STRENGTH)
+
+    return scores_of(PROBE, output, fold, 0, answers)
+
+
+@torch.no_grad()
+def region_features(model: Any, collate: EEGCollator, rows: Any) -> np.ndarray:
+    """(windows, regions x width): the encoder's features, averaged over the seconds and channels of each region."""
+    found = []
+    for start in range(0, len(rows), 64):
+        batch = [rows[index] for index in range(start, min(start + 64, len(rows)))]
+        names = list(batch[0]["channels"])
+        inputs = collate(batch)
+        del inputs["rows"]
+        features = model.encode(**inputs).features.unflatten(1, (-1, len(names))).mean(1)
+        regions = [features[:, [names.index(name) for name in region]].mean(1) for region in REGIONS]
+        found.append(torch.cat(regions, dim=1))
+    return torch.cat(found).numpy()
+
+
 def signals(rows: Any) -> np.ndarray:
     """float32 (windows, channels, samples)"""
     return np.stack([row_signal(row) for row in rows])
@@ -348,12 +386,12 @@ METRICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], Callable[[Scor
 
 def table(scores: Sequence[Scores]) -> str:
     """Markdown: what was trained on all folds, beside baseline and chance; then every variant on the first fold."""
-    of = {name: [one for one in scores if one.variant == name] for name in (*VARIANTS, BASELINE)}
+    of = {name: [one for one in scores if one.variant == name] for name in (*VARIANTS, PROBE, BASELINE)}
     lines = [f"Mean over {FOLDS} folds and {SEEDS} seeds, with the 95% interval over subjects.", ""]
     lines += heading("", *METRICS, "AUROC by fold")
-    for name in (*ON_ALL_FOLDS, BASELINE):
+    for name in (*ON_ALL_FOLDS, PROBE, BASELINE):
         lines.append(row(name, *map(with_interval, means(of[name]).values()), by_fold(of[name])))
-    for name in ON_ALL_FOLDS:
+    for name in (*ON_ALL_FOLDS, PROBE):
         plain = [of[BASELINE][one.fold] for one in of[name]]
         lines.append(row(f"{name}, above the baseline", *map(with_interval, means(of[name], plain).values()), ""))
     lines += [row("chance", *["0.500"] * len(METRICS), ""), "", f"One change at a time, fold 0, {SEEDS} seeds.", ""]
@@ -397,9 +435,9 @@ def write_docs(docs: Path, output: Path, scores: Sequence[Scores]) -> None:
     write_text(page, f"{before}{MARKS[0]}\n{table(scores)}\n{MARKS[1]}{after}")
     rows = [
         (f"{name}, {FOLDS} folds", *means([one for one in scores if one.variant == name])["AUROC"])
-        for name in (*ON_ALL_FOLDS, BASELINE)
+        for name in (*ON_ALL_FOLDS, PROBE, BASELINE)
     ]
-    for name in (*VARIANTS, BASELINE):
+    for name in (*VARIANTS, PROBE, BASELINE):
         first = [one for one in scores if one.variant == name and one.fold == 0]
         rows.append((f"{name}, fold 0", *means(first)["AUROC"]))
     plot_scores(rows, "AUROC", chance=0.5).savefig(docs / "study-scores.png")

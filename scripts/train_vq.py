@@ -15,9 +15,11 @@ On from a trained one, on other recordings, with a lower learning rate than the 
 A recipe is a YAML file of options; what the command line says counts more. Stopped or killed, the same command goes on
 from the last checkpoint. At the end --output-dir holds the tokenizer, ready for scripts/pretrain.py, and
 training.json.
-Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving.
+Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving. An error is said in one
+line; NEUROLM_TRACEBACK=1 in the environment shows where it came from, too.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.modeling_neurolm import NeuroLMVQForPreTraining, NeuroLMVQModel
@@ -34,23 +37,25 @@ from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.recipes import StageTrainingArguments, json_object, parse_arguments
 from neurolm_hf.stages import (
     StageData,
-    StageOptions,
+    TextModelOptions,
     check_recipe,
-    early_stopping,
     exit_status,
+    finish,
+    make_trainer,
     open_sets,
     open_text,
+    optimizer_steps,
     provenance,
     train,
     training_set,
     validation_set,
-    write_results,
+    windows_of_a_step,
 )
 from neurolm_hf.starting_models import add_text_adversary, load_vq, new_vq, read_text_tokenizer
+from neurolm_hf.text import text_vocabulary
 from neurolm_hf.training import (
     AlignmentScheduleCallback,
     CodebookCallback,
-    NeuroLMTrainer,
     QuantizerScheduleCallback,
     standardize_features,
 )
@@ -59,7 +64,7 @@ from neurolm_hf.validation import ReconstructionCallback
 
 
 @dataclass
-class VQOptions(StageOptions):
+class VQOptions(TextModelOptions):
     """What is trained, and how beyond the Trainer's arguments."""
 
     vq: str | None = field(default=None, metadata={"help": "A trained neural tokenizer to start from."})
@@ -68,29 +73,28 @@ class VQOptions(StageOptions):
         default=None,
         metadata={"metavar": "JSON", "help": "Fields of NeuroLMVQConfig that differ from the paper's or from --vq's."},
     )
-    text_model: str | None = field(
-        default=None,
-        metadata={"help": "Language model whose embeddings the text adversary knows; needs --text-data."},
-    )
-    text_tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder or id of its text tokenizer, where it is not beside the model."}
-    )
     quantizer_warmup_steps: int = field(
         default=0, metadata={"help": "Steps without the quantiser at first, for small models."}
     )
-    quantizer_bypass: float = field(
-        default=0.0, metadata={"help": "Share of samples that go around the quantiser while training."}
+    quantizer_bypass: float | None = field(
+        default=None,
+        metadata={"help": "Share of samples that go around the quantiser while training; by default the model's."},
     )
     standardize_features: bool = field(
         default=False, metadata={"help": "At the end, give the features a language model reads mean 0 and variance 1."}
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.vq_fields = json_object("vq_config", self.vq_config)
         if (self.vq is None) != self.from_scratch:
             raise ValueError("give --vq, a trained neural tokenizer, or --from-scratch to start from random weights")
         if (self.text_model is None) != (self.text_data is None):
             raise ValueError("the text adversary needs --text-model and --text-data: give both, or neither")
+        if self.quantizer_warmup_steps < 0:
+            raise ValueError(f"--quantizer-warmup-steps is 0 or more, not {self.quantizer_warmup_steps}")
+        if self.quantizer_bypass is not None and not 0 <= self.quantizer_bypass < 1:
+            raise ValueError(f"--quantizer-bypass is a share from 0 to below 1, not {self.quantizer_bypass}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,28 +105,37 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: VQOptions, args: StageTrainingArguments, recipe: str | None) -> int:
     """The stage from its data to its files. Returns the exit status."""
-    data = open_sets(options.train_data, args, with_tasks=False)
+    data = open_sets(options, args, with_tasks=False)
+    keep_evaluation_out_of_warmup(options, args, data)
+    set_seed(args.seed)
+    model = starting_model(options, data)
     texts: dict[str, Any] = {}
     if options.text_model is not None:
         tokenizer = read_text_tokenizer(options.text_tokenizer or options.text_model)
         texts = open_text(options, args, tokenizer)
-    set_seed(args.seed)
-    model = starting_model(options, data)
-    evaluation = validation_set(data)
+        check_embeddings(model, options, tokenizer)
     plain = EEGCollator(data.feature_extractor)
-    trainer = NeuroLMTrainer(
-        model=model,
-        args=args,
-        train_dataset=training_set(data, options, args),
-        eval_dataset=evaluation,
+    trainer = make_trainer(
+        model,
+        args,
+        options,
+        data,
+        data.longest_row(),
+        callbacks=callbacks(model, options),
         data_collator=EEGCollator(data.feature_extractor, **texts),
         eval_data_collator=plain,
         processing_class=data.feature_extractor,
-        callbacks=callbacks(options, args, evaluation, plain),
-        skip_bad_batches=options.skip_bad_batches,
     )
-    if status := train(trainer, options, data, data.longest_row()):
+    if (evaluation := validation_set(data)) is not None:
+        folder = Path(args.output_dir or ".") / "reconstruction"
+        others = trainer.callback_handler.callbacks
+        trainer.add_callback(ReconstructionCallback([evaluation[0]], plain, folder, others))
+    if status := train(trainer, options, data):
         return status
+    if not bare_tokenizer(model).encoder.quantizer.initialized:
+        raise ValueError(
+            f"the codebook was never placed in {trainer.state.global_step} steps, so there are no codes: train longer."
+        )
     if options.standardize_features:
         model.eval()
         rows = training_set(data, options, args)
@@ -130,34 +143,70 @@ def run(options: VQOptions, args: StageTrainingArguments, recipe: str | None) ->
     start = {"vq": options.vq, "text_model": options.text_model}
     source = provenance(__file__, trainer, data, recipe, start)
     bare_tokenizer(model).config.provenance = model.config.provenance = source
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        NeuroLMProcessor(data.feature_extractor).save_pretrained(args.output_dir)
-    write_results(trainer, source)
+    # the processor of all stages, so that the tokenizer opens as they do
+    finish(trainer, data, source, write=NeuroLMProcessor(data.feature_extractor).save_pretrained)
     return 0
+
+
+def keep_evaluation_out_of_warmup(options: VQOptions, args: StageTrainingArguments, data: StageData) -> None:
+    """While nothing is quantised there is nothing to judge: evaluations begin after the codebook's first step.
+
+    Raises:
+        ValueError: the training ends in the warm-up, or is to be evaluated before it begins.
+    """
+    warmup, steps = options.quantizer_warmup_steps, optimizer_steps(args, data)
+    if not warmup:
+        return
+    if warmup >= steps:
+        raise ValueError(
+            f"--quantizer-warmup-steps {warmup} leaves none of the {steps} steps for the codebook: lower it, or train "
+            "longer."
+        )
+    if args.eval_on_start:
+        raise ValueError(
+            "--eval-on-start judges codes that there are not yet: leave it out, or the quantiser's warm-up."
+        )
+    # counted in epochs where an epoch ends with an evaluation
+    rows = sum(len(part) for part, _ in data.train)
+    by_epochs = args.eval_strategy == IntervalStrategy.EPOCH
+    epochs = math.ceil((warmup + 1) / math.ceil(rows / windows_of_a_step(args)))
+    args.eval_delay = max(args.eval_delay, epochs if by_epochs else warmup + 1)
+
+
+def check_embeddings(model: Any, options: VQOptions, tokenizer: Any) -> None:
+    """Every token of the text must have an embedding that the adversary knows.
+
+    Raises:
+        ValueError: the tokenizer is another model's.
+    """
+    largest = max(*text_vocabulary(tokenizer).values(), tokenizer.eos_token_id)
+    known = model.config.alignment_vocab_size
+    if largest >= known:
+        raise ValueError(
+            f"{options.text_model} has embeddings of {known} tokens, but its tokenizer's ids go up to {largest}: give "
+            "the tokenizer that belongs to it (--text-tokenizer)."
+        )
 
 
 def starting_model(options: VQOptions, data: StageData) -> NeuroLMVQModel | NeuroLMVQForPreTraining:
     """The neural tokenizer, with its text adversary if there is text."""
-    if options.vq is None:
+    if options.from_scratch:
         vq = new_vq(data.feature_extractor, options.vq_fields)
     else:
-        vq, extractor = load_vq(options.vq, options.vq_fields)
-        check_recipe(data, extractor, options.vq)
+        vq, extractor = load_vq(str(options.vq), options.vq_fields)
+        check_recipe(data, extractor, str(options.vq))
     return vq if options.text_model is None else add_text_adversary(vq, options.text_model)
 
 
-def callbacks(
-    options: VQOptions, args: StageTrainingArguments, evaluation: TrainingSet | None, collator: EEGCollator
-) -> list[TrainerCallback]:
+def callbacks(model: Any, options: VQOptions) -> list[TrainerCallback]:
     """The codebook's, and what the options ask for."""
-    made: list[TrainerCallback] = [CodebookCallback(), *early_stopping(options, args)]
+    made: list[TrainerCallback] = [CodebookCallback()]
     if options.text_model is not None:
         made.append(AlignmentScheduleCallback())
-    if options.quantizer_warmup_steps or options.quantizer_bypass:
-        made.append(QuantizerScheduleCallback(options.quantizer_warmup_steps, options.quantizer_bypass))
-    if evaluation is not None:
-        made.append(ReconstructionCallback([evaluation[0]], collator, Path(args.output_dir or ".") / "reconstruction"))
+    own = bare_tokenizer(model).config.quantizer_bypass
+    bypass = own if options.quantizer_bypass is None else options.quantizer_bypass
+    if options.quantizer_warmup_steps or bypass != own or bypass:
+        made.append(QuantizerScheduleCallback(options.quantizer_warmup_steps, bypass))
     return made
 
 

@@ -79,10 +79,10 @@ def adapted_model(processor: NeuroLMProcessor) -> Any:
 
 @dataclass
 class Stage:
-    """A model in training mode, and the collator that puts so many texts into each of its batches."""
+    """A model in training mode, and the collator whose rows bring so many texts each."""
 
     model: Callable[[], Any]
-    collator: Callable[[int], Callable]
+    collator: Callable[[float], Callable]
 
 
 def stages() -> dict[str, Stage]:
@@ -98,7 +98,7 @@ def stages() -> dict[str, Stage]:
         ),
         "lora": Stage(
             lambda: adapted_model(processor),
-            lambda n: InstructionCollator(processor, TASK, texts=[TEXT], texts_per_batch=n),
+            lambda n: InstructionCollator(processor, TASK, texts=[TEXT], texts_per_row=n),
         ),
     }
 
@@ -178,10 +178,10 @@ def codebook(model: Any) -> dict[str, torch.Tensor]:
     return found if hasattr(model, "update_codebook") else {}
 
 
-def large_batches(stage: Stage, steps: list[tuple[list[dict], int]]) -> list[dict[str, torch.Tensor]]:
-    """What a `GradientCallback` keeps, where each step is one batch of these rows and so many texts."""
+def large_batches(stage: Stage, steps: list[list[dict]], texts: float = 1) -> list[dict[str, torch.Tensor]]:
+    """What a `GradientCallback` keeps, where each step is one batch of these rows, each with so many texts."""
     model, kept = stage.model().train(), []
-    for rows, texts in steps:
+    for rows in steps:
         batch = stage.collator(texts)(rows)
         batch.pop("rows")
         model.zero_grad()

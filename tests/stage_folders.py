@@ -1,7 +1,11 @@
 """Tiny folders that a stage of training starts from: text models, neural tokenizers, language models, text."""
 
+import json
+
 from prepared_folders import write_prepared
 from tiny import randomize, text_config, vq_config
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from neurolm_hf import EEGFeatureExtractor, NeuroLMForCausalLM, NeuroLMProcessor, NeuroLMVQModel
 from neurolm_hf.processing_neurolm import build_text_tokenizer, train_text_tokenizer
@@ -24,11 +28,39 @@ def write_sets(folder, task="Workload", splits=SPLITS):
     return write_prepared(folder, recordings, task)
 
 
+def write_other_recipe(folder):
+    """A prepared set that says it was prepared with another scale."""
+    write_sets(folder)
+    file = folder / "preparation.json"
+    recipe = EEGFeatureExtractor(notch_frequency=50, scale=10)
+    made = json.loads(file.read_text()) | {"recipe": recipe.recipe, "recipe_id": recipe.recipe_id}
+    file.write_text(json.dumps(made))
+    return folder
+
+
 def write_tokenizer(folder):
     """A text tokenizer that knows the words of the tasks."""
     tasks = [load_task(name) for name in TASKS]
     texts = [task.training_text(answer) for task in tasks for answer in task.classes]
     train_text_tokenizer(texts, vocab_size=400).save_pretrained(folder)
+    return folder
+
+
+def write_metaspace_tokenizer(folder):
+    """A text tokenizer as Llama 2's: `<s>` before a text, `</s>` for its end, pieces such as `▁(B)` across a space."""
+    tasks = [load_task(name) for name in TASKS]
+    texts = [f"{task.question} Answer: {answer}" for task in tasks for answer in task.classes] * 2
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    bpe.decoder = decoders.Metaspace()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator(texts, trainer)
+    bpe.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=4096
+    )
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from neurolm_hf.checkpoints import (
     WRITE_ERRORS,
     checkpoint_failed,
     checkpoint_step,
+    final_files_failed,
     is_complete,
     last_complete_checkpoint,
     remove_incomplete,
@@ -148,3 +149,29 @@ def test_a_full_disk_at_the_first_checkpoint(tmp_path: Path) -> None:
     assert "more than the 2.0 MB that were written" in message
     assert "no complete checkpoint yet: the training starts from the beginning" in message
     assert not half.exists()
+
+
+def test_an_error_that_is_not_about_space_gets_no_advice_about_space(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 10)
+    half = checkpoint(tmp_path, 20, sealed=False)
+    message = str(checkpoint_failed(PermissionError(errno.EACCES, "Permission denied"), half, tmp_path))
+    assert "Permission denied" in message
+    assert "disk" not in message
+    assert f"{tmp_path / 'checkpoint-10'} is complete" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "about_space"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (RuntimeError("unexpected pos 576 vs 534"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+    ],
+)
+def test_final_files_that_cannot_be_written_lose_no_training(
+    tmp_path: Path, error: Exception, about_space: bool
+) -> None:
+    message = str(final_files_failed(error, tmp_path))
+    assert str(error) in message
+    assert ("if the disk is full" in message) == about_space
+    assert "start the same command again to write it, without training again" in message

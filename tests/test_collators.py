@@ -14,12 +14,14 @@ from neurolm_hf.collators import (
     EEGCollator,
     InstructionCollator,
     PretrainingCollator,
+    checked_signal,
     drop_channels,
     window_segment,
 )
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
 from neurolm_hf.storage import encode_row
 from neurolm_hf.tasks import load_task
+from neurolm_hf.training_set import TrainingSet
 
 
 TASK = load_task("Workload")
@@ -101,7 +103,7 @@ def test_eeg_collator_pads_different_montages() -> None:
 
 
 def test_pretraining_labels_are_every_patch_and_the_text(processor: NeuroLMProcessor) -> None:
-    batch = PretrainingCollator(processor, TEXTS, texts_per_batch=2)(ROWS)
+    batch = PretrainingCollator(processor, TEXTS, texts_per_row=0.5)(ROWS)
     is_eeg = batch["input_ids"] == processor.eeg_token_id
     assert is_eeg.sum(1).tolist() == [6, 6, 2, 4, 0, 0]
     assert torch.equal(batch["labels"] == processor.eeg_token_id, is_eeg)
@@ -120,7 +122,7 @@ def test_pretraining_labels_are_every_patch_and_the_text(processor: NeuroLMProce
 
 def test_pretraining_collator_needs_texts_to_draw_from(processor: NeuroLMProcessor) -> None:
     with pytest.raises(ValueError, match="needs `texts`"):
-        PretrainingCollator(processor, texts_per_batch=1)
+        PretrainingCollator(processor, texts_per_row=1)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -192,12 +194,15 @@ BLOCKS = [{"input_ids": np.arange(index, index + 40, dtype=np.uint16)} for index
 
 def test_text_for_the_adversary() -> None:
     rows = [{**one, "draw": (0, 0, index)} for index, one in enumerate(ROWS)]
-    collate = EEGCollator(EEGFeatureExtractor(), text_blocks=BLOCKS, texts_per_batch=3)
+    collate = EEGCollator(EEGFeatureExtractor(), text_blocks=BLOCKS, texts_per_row=0.75)
     batch = collate(rows)
     assert batch["text_input_ids"].shape == (3, 40)
     assert all(text.tolist() in [block["input_ids"].tolist() for block in BLOCKS] for text in batch["text_input_ids"])
     assert torch.equal(collate(rows)["text_input_ids"], batch["text_input_ids"])
-    drawn = {tuple(collate([{**ROWS[0], "draw": (0, 0, i)}])["text_input_ids"][:, 0].tolist()) for i in range(20)}
+    drawn = {
+        tuple(collate([{**one, "draw": (0, epoch, i)} for i, one in enumerate(ROWS)])["text_input_ids"][:, 0].tolist())
+        for epoch in range(20)
+    }
     assert len(drawn) > 10
     model = NeuroLMVQForPreTraining(vq_config(num_channel_embeddings=256))
     assert model(**tensors(batch)).text_alignment_loss is not None
@@ -209,8 +214,8 @@ def test_blocks_of_text_join_as_rows_without_eeg(processor: NeuroLMProcessor, si
     rows = [row(tuple(CHANNEL_VOCABULARY[:channels])), row(("CZ",), 2)]
     processor.tokenizer.padding_side = side
     batches = [
-        PretrainingCollator(processor, text_blocks=BLOCKS, texts_per_batch=2)(rows),
-        InstructionCollator(processor, TASK, text_blocks=BLOCKS, texts_per_batch=2)(rows),
+        PretrainingCollator(processor, text_blocks=BLOCKS, texts_per_row=1)(rows),
+        InstructionCollator(processor, TASK, text_blocks=BLOCKS, texts_per_row=1)(rows),
     ]
     alone = [PretrainingCollator(processor)(rows), InstructionCollator(processor, TASK)(rows)]
     processor.tokenizer.padding_side = "left"
@@ -241,34 +246,87 @@ def test_texts_join_where_the_tokenizer_begins_every_text_with_a_token(processor
     template = TemplateProcessing(single="[SEP] $A", special_tokens=[("[SEP]", begin)])
     tokenizer.backend_tokenizer.post_processor = template
     other = NeuroLMProcessor(processor.feature_extractor, tokenizer)
-    batch = InstructionCollator(other, TASK, text_blocks=BLOCKS, texts_per_batch=1)(ROWS)
+    batch = InstructionCollator(other, TASK, text_blocks=BLOCKS, texts_per_row=0.25)(ROWS)
     assert batch["input_ids"][1][batch["attention_mask"][1].bool()][0] == begin
     assert batch["labels"][-1][batch["labels"][-1] != -100].tolist() in [
         block["input_ids"].tolist() for block in BLOCKS
     ]
     for given, labels in zip(ROWS, batch["labels"], strict=False):
-        assert tokenizer.decode(labels[labels != -100]) == TASK.completion(given["answer"])
+        assert tokenizer.decode(labels[labels != -100]) == TASK.completion(given["answer"], "<|endoftext|>")
 
 
 def test_sentences_join_instructions(processor: NeuroLMProcessor) -> None:
-    batch = InstructionCollator(processor, TASK, texts=TEXTS, texts_per_batch=1)(ROWS)
+    batch = InstructionCollator(processor, TASK, texts=TEXTS, texts_per_row=0.25)(ROWS)
     labels = batch["labels"][-1]
     assert processor.decode(labels[labels != -100]).removesuffix("<|endoftext|>") in TEXTS
+
+
+@pytest.mark.parametrize("texts_per_row", [0.25, 1 / 3, 1.0, 1.5])
+def test_texts_do_not_depend_on_how_rows_fall_into_batches(processor: NeuroLMProcessor, texts_per_row: float) -> None:
+    rows = [{**ROWS[index % 4], "draw": (3, 1, index)} for index in range(5, 17)]
+    blocks = [{"input_ids": [number] * 8} for number in range(250)]
+    adversary = EEGCollator(processor.feature_extractor, blocks, texts_per_row)
+    pretraining = PretrainingCollator(processor, text_blocks=blocks, texts_per_row=texts_per_row)
+
+    def drawn(size: int) -> list[tuple]:
+        found: list[tuple] = []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            ids = pretraining(part)["input_ids"][len(part) :, -1].tolist()
+            texts = adversary(part).get("text_input_ids", torch.empty(0, 8))[:, 0].tolist()
+            assert ids == texts
+            found += ids
+        return found
+
+    whole = drawn(12)
+    # texts of the rows before them
+    assert len(whole) == int(17 * texts_per_row + 1e-9) - int(5 * texts_per_row + 1e-9)
+    assert len(set(whole)) > len(whole) / 2
+    for size in (1, 2, 3, 5):
+        assert drawn(size) == whole
+
+
+def test_rows_without_a_draw_bring_texts_by_their_place_in_the_batch(processor: NeuroLMProcessor) -> None:
+    collate = PretrainingCollator(processor, TEXTS, texts_per_row=0.5)
+    assert [len(collate(ROWS[:count])["input_ids"]) for count in (1, 2, 3, 4)] == [1, 3, 4, 6]
+
+
+def test_rounding_loses_no_text(processor: NeuroLMProcessor) -> None:
+    assert 49 * (1 / 49) < 1
+    collate = PretrainingCollator(processor, TEXTS, texts_per_row=1 / 49)
+    assert [len(collate([{**ROWS[0], "draw": (0, 0, place)}])["input_ids"]) for place in (47, 48, 49)] == [1, 2, 1]
+
+
+def test_rows_of_a_training_set_are_checked_once(processor: NeuroLMProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = TrainingSet([(ROWS, TASK)], processor.feature_extractor)
+    checked = []
+    check = checked_signal
+    for module in ("collators", "training_set"):
+        monkeypatch.setattr(f"neurolm_hf.{module}.checked_signal", lambda *given: checked.append(1) or check(*given))
+    for collate in collators(processor):
+        collate([rows[index] for index in range(4)])
+    assert len(checked) == 12
+    # the recipe is another matter: it must be the collator's
+    other = EEGCollator(EEGFeatureExtractor(scale=10.0))
+    with pytest.raises(ValueError, match="prepared by recipe"):
+        other([{**rows[0], "recipe_id": processor.feature_extractor.recipe_id}])
 
 
 def test_text_of_another_tokenizer(processor: NeuroLMProcessor) -> None:
     blocks = [{"input_ids": [5, 50256]}]
     with pytest.raises(ValueError, match="token 50256, but the tokenizer has"):
-        PretrainingCollator(processor, text_blocks=blocks, texts_per_batch=1)(ROWS)
+        PretrainingCollator(processor, text_blocks=blocks, texts_per_row=1)(ROWS)
 
 
 def test_texts_are_given_once_and_to_draw_from(processor: NeuroLMProcessor) -> None:
     with pytest.raises(ValueError, match="not both"):
         PretrainingCollator(processor, TEXTS, 1, text_blocks=BLOCKS)
+    with pytest.raises(ValueError, match=r"0 or more, got -0\.5"):
+        EEGCollator(EEGFeatureExtractor(), BLOCKS, texts_per_row=-0.5)
     with pytest.raises(ValueError, match="needs `texts`"):
-        EEGCollator(EEGFeatureExtractor(), texts_per_batch=1)
+        EEGCollator(EEGFeatureExtractor(), texts_per_row=1)
     with pytest.raises(ValueError, match="needs `texts`"):
-        InstructionCollator(processor, TASK, texts_per_batch=1)
+        InstructionCollator(processor, TASK, texts_per_row=1)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -283,7 +341,7 @@ def test_a_batch_mixes_tasks(processor: NeuroLMProcessor, side: str) -> None:
     ):
         task = one["task"] or TASK
         assert processor.decode(ids[mask]) == task.training_text(one["answer"])
-        assert processor.decode(labels[labels != -100]) == task.completion(one["answer"])
+        assert processor.decode(labels[labels != -100]) == task.completion(one["answer"], "<|endoftext|>")
 
 
 def test_shuffled_options_keep_what_is_meant(processor: NeuroLMProcessor) -> None:

@@ -93,10 +93,10 @@ def test_gradient_is_that_of_one_large_batch(ranks: list[dict], stage: str, step
             )
 
 
-# Two processes, two micro-batches of one window and one text: four windows a step, the last of seven filled up by the
+# Two processes, two micro-batches of one window and its text: four windows a step, the last of seven filled up by the
 # first. Their lengths and montages all differ.
 MEASURED = ("loss", "accuracy", "usage", "perplexity")
-STEPS = [(WINDOWS[:4], 4), (WINDOWS[4:] + WINDOWS[:1], 4)]
+STEPS = [WINDOWS[:4], WINDOWS[4:] + WINDOWS[:1]]
 
 
 def trained_steps(folder: Path, name: str, **changes: Any) -> tuple[list[dict], list[dict]]:
@@ -180,7 +180,7 @@ def test_a_trainer_s_steps_are_those_of_large_batches(trainings: tuple[Path, lis
 def test_a_bad_batch_of_one_process_is_left_out_of_the_step_of_both(trainings: tuple[Path, list[dict]]) -> None:
     stage = stages()["vq"]
     model = stage.model().train()
-    whole, good = stage.collator(4)(WINDOWS[:4]), stage.collator(3)(WINDOWS[:3])
+    whole, good = stage.collator(1)(WINDOWS[:4]), stage.collator(1)(WINDOWS[:3])
     model(**good, num_items_in_batch=model.count_loss_items(**whole)).loss.backward()
     # the second process, which met it, has nothing to say about the codebook
     of_codebook = stage.model().train()

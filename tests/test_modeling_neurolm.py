@@ -385,15 +385,17 @@ def test_labels(model, sides):
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     output = model(**batch, labels=labels)
     assert output.logits.shape == (*labels.shape, VOCAB_SIZE + 32)
-    eeg, text = [], []
+    eeg, answer, text = [], [], []
     for index, row in enumerate(ROWS):
+        words = answer if any(isinstance(piece, EEG) for piece in row) else text
         codes = output.eeg_codes[index, batch["eeg_attention_mask"][index].bool()].tolist()
         log_probs = output.logits[index, batch["attention_mask"][index].bool()].log_softmax(-1)
         for token, target in brute_force_targets(row, codes).items():
-            (eeg if target >= VOCAB_SIZE else text).append(-log_probs[token, target])
+            (eeg if target >= VOCAB_SIZE else words).append(-log_probs[token, target])
     torch.testing.assert_close(output.eeg_loss, torch.stack(eeg).mean())
+    torch.testing.assert_close(output.answer_loss, torch.stack(answer).mean())
     torch.testing.assert_close(output.text_loss, torch.stack(text).mean())
-    torch.testing.assert_close(output.loss, output.eeg_loss + output.text_loss)
+    torch.testing.assert_close(output.loss, output.eeg_loss + output.answer_loss + output.text_loss)
 
 
 def test_training_computes_logits_at_targets_only(model):
@@ -409,7 +411,7 @@ def test_training_computes_logits_at_targets_only(model):
         head.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape)))
     output = model.train()(**batch, labels=labels)
     assert sizes == [(count, 48)] * 2
-    for name in ("loss", "eeg_loss", "text_loss"):
+    for name in ("loss", "eeg_loss", "answer_loss", "text_loss"):
         torch.testing.assert_close(output[name], expected[name])
 
 
@@ -423,7 +425,13 @@ def test_targets_and_their_losses_add_up_to_the_loss(model):
     losses = F.cross_entropy(output.logits[wanted], output.targets[wanted], reduction="none")
     torch.testing.assert_close(output.target_losses, losses)
     torch.testing.assert_close(output.eeg_loss, losses[is_eeg].mean())
-    assert model.count_loss_items(**batch, labels=labels).tolist() == [is_eeg.sum(), (~is_eeg).sum()]
+    has_eeg = (batch["input_ids"] == EEG_TOKEN_ID).any(1, keepdim=True).expand_as(wanted)[wanted]
+    kinds = [is_eeg, ~is_eeg & has_eeg, ~has_eeg]
+    assert min(int(kind.sum()) for kind in kinds) > 1
+    assert model.count_loss_items(**batch, labels=labels).tolist() == [kind.sum() for kind in kinds]
+    assert [(output.target_kinds == index).tolist() for index in range(3)] == [kind.tolist() for kind in kinds]
+    for name, kind in zip(("eeg_loss", "answer_loss", "text_loss"), kinds, strict=True):
+        torch.testing.assert_close(output[name], losses[kind].mean())
 
 
 def test_counts_of_a_step_make_a_batch_s_loss_its_share(model):
@@ -442,7 +450,7 @@ def test_counting_asks_no_more_of_a_batch_than_its_loss_does(gpt2):
     batch = lm_batch([[EEG((3, 3), 2), SEP, 11, 12]])
     labels = batch["input_ids"].masked_fill(batch["input_ids"] == EEG_TOKEN_ID, -100)
     assert gpt2(**batch, labels=labels).loss.isfinite()
-    assert gpt2.count_loss_items(**batch, labels=labels).tolist() == [0.0, 2.0]
+    assert gpt2.count_loss_items(**batch, labels=labels).tolist() == [0.0, 2.0, 0.0]
     with pytest.raises(ValueError, match="a channel twice in one second"):
         gpt2.count_loss_items(**batch, labels=batch["input_ids"])
     with pytest.raises(ValueError, match="`labels`"):
@@ -469,7 +477,7 @@ def test_ignored_labels(gpt2):
     codes = gpt2.get_eeg_codes(batch["input_values"], batch["eeg_channel_ids"], batch["eeg_time_ids"])[0]
     labels = torch.full_like(batch["input_ids"], -100)
     output = gpt2(**batch, labels=labels)
-    assert (output.loss.item(), output.eeg_loss, output.text_loss) == (0.0, None, None)
+    assert (output.loss.item(), output.eeg_loss, output.answer_loss, output.text_loss) == (0.0, None, None, None)
     gpt2.train()(**batch, labels=labels).loss.backward()
     gpt2.eval()
     # the first second and text right after EEG are never targets
@@ -481,7 +489,8 @@ def test_ignored_labels(gpt2):
     output = gpt2(**batch, labels=labels)
     logits = output.logits[0]
     torch.testing.assert_close(output.eeg_loss, F.cross_entropy(logits[3], VOCAB_SIZE + codes[5]))
-    torch.testing.assert_close(output.text_loss, F.cross_entropy(logits[7], torch.tensor(12)))
+    torch.testing.assert_close(output.answer_loss, F.cross_entropy(logits[7], torch.tensor(12)))
+    assert output.text_loss is None
 
 
 def test_channels_that_come_and_go():
@@ -669,7 +678,7 @@ def test_feature_noise_shifts_a_whole_segment_while_training(gpt2):
     batch = lm_batch(ROWS)
     eeg = {name: value for name, value in batch.items() if name.startswith(("input_values", "eeg_"))}
     plain = gpt2.train().get_eeg_features(**eeg)
-    gpt2.config.feature_noise = 0.5
+    gpt2.model.feature_noise = 0.5
     assert torch.equal(gpt2.eval().get_eeg_features(**eeg), plain)
     torch.manual_seed(0)
     shift = gpt2.train().get_eeg_features(**eeg) - plain

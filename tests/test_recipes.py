@@ -24,8 +24,8 @@ STAGES = {"vq": "train_vq", "pretrain": "pretrain", "instruction": "instruction_
 KINDS = {"train_vq": "VQOptions", "pretrain": "PretrainingOptions", "instruction_tune": "InstructionOptions"}
 # What a stage cannot do without, and no recipe says.
 STARTS = {
-    "train_vq": ["--from-scratch"],
-    "pretrain": ["--model", "somewhere"],
+    "train_vq": ["--from-scratch", "--text-model", "somewhere"],
+    "pretrain": ["--vq", "somewhere", "--text-from-scratch", "gpt2", "--text-tokenizer", "somewhere"],
     "instruction_tune": ["--model", "somewhere"],
 }
 # The paper's. The lowest rates of L and XL are not known; B's share of the rate is taken.
@@ -69,7 +69,7 @@ def parsed(recipe, *arguments):
     """(options, arguments of the Trainer) of a shipped recipe, by its script."""
     script = script_of(recipe)
     kind = getattr(script_module(script), KINDS[script])
-    needed = ["--train-data", "data", "--output-dir", "out", "--use-cpu", *STARTS[script]]
+    needed = ["--train-data", "data", "--text-data", "text", "--output-dir", "out", "--use-cpu", *STARTS[script]]
     options, args, path = parse_arguments(kind, "", [str(recipe), *needed, *arguments])
     assert path == str(recipe)
     return options, args
@@ -102,13 +102,41 @@ def test_every_key_of_a_recipe_arrives(recipe):
 @pytest.mark.parametrize("script", STAGES.values())
 def test_every_option_is_read_by_the_code(script):
     """An option that nothing reads would be a promise that nothing keeps."""
-    read_names = set()
-    for file in (REPOSITORY / "scripts" / f"{script}.py", REPOSITORY / "neurolm_hf" / "stages.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                read_names |= {node.attr} if node.value.id in ("options", "self") else set()
+    files = (REPOSITORY / "scripts" / f"{script}.py", REPOSITORY / "neurolm_hf" / "stages.py")
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     kind = getattr(script_module(script), KINDS[script])
-    assert {one.name for one in fields(kind)} <= read_names
+    assert {one.name for one in fields(kind)} <= names_read(nodes)
+
+
+def names_read(nodes):
+    """What `options.NAME` reads, and from what `__post_init__` makes the attributes that are read so."""
+    read_names = attributes_of(nodes, "options")
+    for node in nodes:
+        if isinstance(node, ast.Assign) and attributes_of(node.targets, "self") & read_names:
+            read_names |= attributes_of(ast.walk(node.value), "self")
+    return read_names
+
+
+def attributes_of(nodes, owner):
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == owner
+    }
+
+
+def test_a_check_alone_reads_no_option():
+    source = """
+def __post_init__(self):
+    self.made = json_object(self.raw)
+    self.unread = json_object(self.other)
+    if self.checked < 0:
+        raise ValueError(self.checked)
+
+def run(options):
+    return options.made, options.seen
+"""
+    assert names_read(list(ast.walk(ast.parse(source)))) == {"made", "raw", "seen"}
 
 
 @pytest.mark.parametrize("script", STAGES.values())
@@ -122,6 +150,7 @@ def test_help_explains_every_own_option(script, capsys):
     assert all(f"--{one.name}" in shown and one.metadata["help"] for one in fields(kind))
     assert "--total_train_batch_size" in shown
     assert "--hub_revision" not in shown
+    assert "\nNEUROLM_TRACEBACK=1 in the environment" in shown
 
 
 def test_there_is_a_recipe_for_every_size_and_machine():
@@ -166,7 +195,7 @@ def test_a_step_takes_as_many_windows_and_texts_as_the_papers(name):
     options, args = parsed(REPOSITORY / "recipes" / f"{name}.yaml")
     windows, texts = STEP[name.partition("-")[0]]
     assert args.total_train_batch_size == windows
-    assert options.text_batch_size * args.gradient_accumulation_steps >= texts
+    assert options.text_batch_size == texts
 
 
 @pytest.mark.parametrize("model", [vq_model(NeuroLMVQForPreTraining), language_model()], ids=["vq", "lm"])
@@ -245,6 +274,18 @@ def test_a_wrong_recipe_is_named(tmp_path, text, words):
             "gradient_accumulation_steps is 4, but total_train_batch_size 16 makes it 2",
         ),
         (["--output-dir", "out", "--load-best-model-at-end"], "save and eval strategy to match"),
+        *(
+            (["--output-dir", "out", f"--{name}", value], f"{name} must stay {stays}: ")
+            for name, value, stays in (
+                ("remove_unused_columns", "true", "false"),
+                ("train_sampling_strategy", "group_by_length", '"random"'),
+                ("label_smoothing_factor", "0.1", "0"),
+                ("auto_find_batch_size", "true", "false"),
+                ("resume_from_checkpoint", "out/checkpoint-2", "null"),
+                ("batch_eval_metrics", "true", "false"),
+                ("eval_do_concat_batches", "false", "true"),
+            )
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments, words, capsys):

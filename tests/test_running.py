@@ -1,6 +1,9 @@
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,16 @@ from training_runs import STAGES, Trouble, TroubleCallback, make_trainer, result
 from transformers import TrainingArguments
 
 from neurolm_hf.checkpoints import SEAL, is_complete, last_complete_checkpoint, seal
-from neurolm_hf.running import DECIDING_ARGUMENTS, SETTINGS, claim_folder, deciding_arguments, run_training
+from neurolm_hf.running import (
+    DECIDING_ARGUMENTS,
+    LOCK,
+    SETTINGS,
+    SKIPPED_BATCHES,
+    claim_folder,
+    deciding_arguments,
+    locked,
+    run_training,
+)
 
 
 # A run whose evaluations grow worse with each epoch: the first is the best, the third stops it.
@@ -288,3 +300,50 @@ def test_the_next_interrupt_from_the_keyboard_ends_it_at_once(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         run_training(trainer, {})
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+HOLD_THE_LOCK = """
+import os, sys, time
+from pathlib import Path
+from neurolm_hf.running import locked
+with locked(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a worker of a DataLoader, which outlives a killed process for a while
+        print(os.getpid(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_start_of_the_same_command_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer("vq", tmp_path)
+    claim_folder(tmp_path, {**deciding_arguments(trainer.args), "stage": "vq"})
+    being_written = tmp_path / "checkpoint-1" / "model.safetensors"
+    being_written.parent.mkdir()
+    being_written.touch()
+    first = subprocess.Popen([sys.executable, "-c", HOLD_THE_LOCK, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    worker = int(first.stdout.readline())
+    try:
+        with pytest.raises(ValueError, match="is in use: another process trains there"):
+            run_training(trainer, {"stage": "vq"})
+        assert being_written.exists()
+        first.kill()
+        first.wait()
+        # the lock has ended with its process, though the worker lives
+        os.kill(worker, 0)
+        assert run_training(trainer, {"stage": "vq"}) is None
+    finally:
+        first.kill()
+        os.kill(worker, signal.SIGKILL)
+        first.stdout.close()
+    assert is_complete(tmp_path / "checkpoint-6")
+    with locked(tmp_path, wanted=True):
+        assert (tmp_path / LOCK).exists()
+
+
+def test_batches_of_steps_that_are_made_again_are_reported_once(tmp_path: Path) -> None:
+    assert run_in_process("vq", tmp_path, Trouble(signal.SIGTERM, "substep_end", 2)) == 128 + signal.SIGTERM
+    file = tmp_path / SKIPPED_BATCHES
+    kept = json.dumps({"step": 2, "rows": ["a"]}) + "\n"
+    file.write_text(kept + json.dumps({"step": 4, "rows": ["b"]}) + '\n{"step": 5, "ro')
+    assert run_in_process("vq", tmp_path) == 0
+    assert file.read_text() == kept

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
+from neurolm_hf.prompts import completion_ids
 from neurolm_hf.scoring import answer_probabilities, calibrate
 from neurolm_hf.tasks import load_task
 
@@ -52,7 +53,7 @@ def likelihood_alone(model, processor, recording, names, answer) -> float:
     )
     ids = inputs["input_ids"][0]
     logits = model(**inputs).logits[0, :-1, : model.lm_head.out_features]
-    answer_length = len(processor.tokenizer(TASK.completion(answer))["input_ids"])
+    answer_length = len(completion_ids(processor.tokenizer, TASK, answer))
     losses = functional.cross_entropy(logits, ids[1:], reduction="none")
     return -float(losses[-answer_length:].sum())
 
@@ -65,7 +66,7 @@ def test_equals_each_answer_read_alone(model: NeuroLMForCausalLM, processor: Neu
             for recording, names in zip(RECORDINGS, CHANNELS, strict=True)
         ]
     )
-    assert len(processor.tokenizer(TASK.completion("Unsure"))["input_ids"]) > 3
+    assert len(completion_ids(processor.tokenizer, TASK, "Unsure")) > 3
     np.testing.assert_allclose(probabilities, functional.softmax(alone.double(), dim=1).numpy(), atol=1e-5)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, atol=1e-12)
     assert probabilities.std(0).max() > 1e-3  # the windows are told apart

@@ -1,7 +1,10 @@
 """A stage starts from what fits it, and says in one sentence what does not."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from stage_folders import (
     write_language_model,
     write_text_model,
@@ -15,6 +18,7 @@ from neurolm_hf import EEGFeatureExtractor, NeuroLMVQForPreTraining, NeuroLMVQMo
 from neurolm_hf.processing_neurolm import build_text_tokenizer
 from neurolm_hf.starting_models import (
     add_text_adversary,
+    describe_source,
     join,
     load_language_model,
     load_vq,
@@ -197,3 +201,18 @@ def test_fields_of_the_language_model_are_its_own(folders):
     assert float(wide.model.channel_embedding.weight.std()) == pytest.approx(2.0, rel=0.1)
     with pytest.raises(ValueError, match="NeuroLMConfig has no field noise"):
         join(folders["vq"], folders["gpt2"], tokenizer, {"noise": 1})
+
+
+def test_a_start_is_known_by_its_weights_and_not_by_its_name_alone(folders, tmp_path, monkeypatch):
+    shutil.copytree(folders["vq"], tmp_path / "vq")
+    before = describe_source(str(tmp_path / "vq"))
+    monkeypatch.chdir(tmp_path)
+    assert describe_source("vq") == before
+    (tmp_path / "vq" / "training.json").write_text("{}")
+    assert describe_source("vq") == before
+    assert before["sha256"] == describe_source(folders["vq"])["sha256"]
+    weights = load_file(tmp_path / "vq" / "model.safetensors")
+    weights["encoder.quantizer.codebook"][0, 0] += 1e-3
+    save_file(weights, tmp_path / "vq" / "model.safetensors", {"format": "pt"})
+    assert describe_source("vq")["folder"] == before["folder"]
+    assert describe_source("vq")["sha256"] != before["sha256"]

@@ -126,6 +126,8 @@ def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
         ("without pre-training", 1),
         (study.BASELINE, 0),
         (study.BASELINE, 1),
+        (study.PROBE, 0),
+        (study.PROBE, 1),
     ]
     assert {subject for one in scores[:2] for subject in one["subjects"]} == {f"Subject{i:02d}" for i in range(4)}
     page = (docs / "study.md").read_text()

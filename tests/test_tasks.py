@@ -73,7 +73,8 @@ def test_prompt_word_for_word(workload):
 def test_lettered_prompt_stops_after_the_bracket():
     task = lettered()
     assert task.prompt() == f"[SEP]{task.question} Answer: ("
-    assert task.completion("(B)") == "B) <|endoftext|>"
+    assert task.completion("(B)", "<|endoftext|>") == "B) <|endoftext|>"
+    assert task.completion("(B)", "</s>") == "B) </s>"
     assert task.training_text("(B)") == f"[SEP]{task.question} Answer: (B) <|endoftext|>"
 
 

@@ -24,6 +24,7 @@ from neurolm_hf.text import (
     read_files,
     text_files,
     transformers_encoder,
+    vocabulary_hash,
 )
 from scripts.prepare_text import main
 
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 GPT2 = SHARED / "gpt2"
 DEMO_TEXT = ROOT / "scripts" / "demo_text.txt"
 # An encoder that one can follow by hand: a letter is its code, and 0 ends a document.
-LETTERS = TextEncoder("letters", lambda document: [ord(letter) for letter in document], 0, "uint16")
+LETTERS = TextEncoder("letters", lambda document: [ord(letter) for letter in document], 0, "uint16", "letters")
 
 
 def letters(row):
@@ -58,6 +59,8 @@ def test_ids_are_those_of_transformers_gpt2():
     encoder = gpt2_encoder(GPT2)
     assert encoder.encode(text) == expected
     assert (encoder.name, encoder.end_of_text, encoder.dtype) == ("gpt2", 50256, "uint16")
+    # NeuroLM's tokens beside GPT-2's own change nothing of what text is made of
+    assert encoder.vocabulary == vocabulary_hash(build_text_tokenizer(GPT2))
     assert 50256 not in encoder.encode("a document that says <|endoftext|>")
 
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from stage_folders import (
     TASKS,
     write_language_model,
+    write_metaspace_tokenizer,
+    write_other_recipe,
     write_sets,
     write_text,
     write_text_model,
@@ -57,9 +59,10 @@ def folders(tmp_path_factory):
     made |= {name: write_sets(root / name, name) for name in TASKS}
     made["corpus"] = write_sets(root / "corpus", "Corpus")
     made["unvalidated"] = write_sets(root / "unvalidated", splits={"train": 4})
-    made["sixty"] = write_sets(root / "sixty", "TUSL")
-    for kind in ("gpt2", "llama", "qwen3"):
-        made[kind] = write_text_model(root / kind, made["tokenizer"], kind)
+    made["rescaled"] = write_other_recipe(root / "rescaled")
+    made["metaspace"] = write_metaspace_tokenizer(root / "metaspace")
+    for kind, tokenizer in (("gpt2", "tokenizer"), ("llama", "metaspace"), ("qwen3", "tokenizer")):
+        made[kind] = write_text_model(root / kind, made[tokenizer], kind)
     made["wide"] = write_text_model(root / "wide", made["tokenizer"], width=64)
     made["text"] = write_text(root / "text", made["tokenizer"])
     made["long"] = write_text(root / "long", made["tokenizer"], block_length=300)
@@ -191,6 +194,8 @@ def test_the_language_model_is_pretrained_with_text(pretrained, vq):
     made = results(pretrained)
     assert all(entry["text_loss"] > 0 and entry["eeg_loss"] > 0 for entry in made["log"] if "eeg_loss" in entry)
     assert 0 <= made["validation"]["eval_eeg_accuracy"] <= 1
+    # on blocks of text that were held out
+    assert made["validation"]["eval_text_loss"] > 0
     codes = NeuroLMVQModel.from_pretrained(vq).encoder.quantizer.codebook
     assert torch.equal(model.model.eeg_encoder.quantizer.codebook, codes)
 
@@ -201,6 +206,11 @@ def test_two_tasks_are_learnt_at_once(tuned):
     assert [task["name"] for task in model.config.tasks] == list(TASKS)
     made = results(tuned)
     metrics = made["validation"]
+    logged = [entry for entry in made["log"] if "answer_loss" in entry]
+    assert [entry["step"] for entry in logged] == [1, 2, 3]
+    for entry in logged:
+        # answers and text are means of their own
+        assert entry["loss"] == pytest.approx(entry["answer_loss"] + entry["text_loss"], rel=1e-3)
     accuracies = [metrics[f"eval_{task}_balanced_accuracy"] for task in TASKS]
     assert metrics["eval_balanced_accuracy"] == pytest.approx(sum(accuracies) / 2)
     best = max(entry["eval_balanced_accuracy"] for entry in made["log"] if "eval_balanced_accuracy" in entry)
@@ -211,7 +221,7 @@ def test_two_tasks_are_learnt_at_once(tuned):
     assert all(torch.equal(value, chosen[name]) for name, value in kept.items())
 
 
-def test_everything_opens_without_the_package(folders, vq, tuned, adapter, tmp_path):
+def test_everything_opens_without_the_package(folders, vq, pretrained, tuned, adapter, tmp_path):
     """Answers of model, adapter and merged model, there and here."""
     rows = load_prepared(folders["Workload"], "validation")
     signals = torch.stack([torch.from_numpy(row_signal(row)) for row in rows])
@@ -221,10 +231,11 @@ def test_everything_opens_without_the_package(folders, vq, tuned, adapter, tmp_p
     run(
         """
         from peft import AutoPeftModelForCausalLM
-        vq, tuned, adapter, merged, question, recipe, out = sys.argv[3:]
+        vq, tuned, base, adapter, merged, question, recipe, out = sys.argv[3:]
         made = {}
         for name, place, kind in (
             ("tuned", tuned, AutoModelForCausalLM),
+            ("base", base, AutoModelForCausalLM),
             ("adapter", adapter, AutoPeftModelForCausalLM),
             ("merged", merged, AutoModelForCausalLM),
         ):
@@ -236,6 +247,10 @@ def test_everything_opens_without_the_package(folders, vq, tuned, adapter, tmp_p
             batch = processor(eeg=eeg, text=texts, ch_names=names, prepared_by=recipe, return_tensors="pt")
             with torch.no_grad():
                 made[name] = model(**batch).logits[:, -1].contiguous()
+        # an adapter says what it was taught
+        config = AutoConfig.from_pretrained(adapter, **trust)
+        assert config.stage == "instruction-tuned"
+        assert question in [f"[SEP]{task['question']} Answer:" for task in config.tasks]
         assert AutoModel.from_pretrained(vq, **trust).config.codebook_size == 16
         assert AutoModelForPreTraining.from_pretrained(vq, **trust).text_embedding.weight.shape[1] == 32
         assert AutoFeatureExtractor.from_pretrained(vq, **trust).recipe_id == recipe
@@ -243,15 +258,31 @@ def test_everything_opens_without_the_package(folders, vq, tuned, adapter, tmp_p
         """,
         folders["vq"],
         tmp_path / "signals.safetensors",
-        *(vq, tuned, adapter, f"{adapter}/merged", question, recipe, tmp_path / "logits.safetensors"),
+        *(vq, tuned, pretrained, adapter, f"{adapter}/merged", question, recipe, tmp_path / "logits.safetensors"),
         cache=tmp_path,
     )
     logits = load_file(tmp_path / "logits.safetensors")
     assert torch.allclose(logits["adapter"], logits["merged"], atol=1e-5)
-    assert not torch.allclose(logits["adapter"], logits["tuned"], atol=1e-3)
+    assert not torch.allclose(logits["adapter"], logits["base"], atol=1e-3)
     assert results(adapter)["tasks"] == [load_task(name).config_entry() for name in TASKS]
     merged = NeuroLMForCausalLM.from_pretrained(f"{adapter}/merged")
     assert merged.config.stage == "instruction-tuned"
+    assert merged.config.tasks == NeuroLMConfig.from_pretrained(adapter).tasks == results(adapter)["tasks"]
+    assert merged.config.provenance == NeuroLMConfig.from_pretrained(adapter).provenance
+
+
+def test_an_adapter_is_no_model_to_start_from(folders, adapter, tmp_path, capsys):
+    start = ["--model", adapter, "--train-data", folders["Workload"], "--use-cpu", "--output-dir", tmp_path / "run"]
+    assert here("instruction_tune", *start) == 1
+    assert f"{adapter} is an adapter: merge it" in capsys.readouterr().err
+
+
+def test_feature_noise_belongs_to_the_training_and_not_to_the_model(folders):
+    tune = script_module("instruction_tune")
+    options = tune.InstructionOptions(train_data=["data"], model=folders["model"], feature_noise=0.5)
+    model, _ = tune.starting_model(options)
+    assert model.model.feature_noise == 0.5
+    assert "feature_noise" not in model.config.to_dict()
 
 
 def test_a_run_that_has_ended_writes_the_same_model_again(folders, vq, capsys):
@@ -433,7 +464,7 @@ NEW_VQ = ["--from-scratch", "--vq-config", json.dumps(TINY_VQ)]
     [
         ("train_vq", [*NEW_VQ, "--train-data", "{text}"], "is prepared text: give it as --text-data"),
         ("train_vq", [*NEW_VQ, "--train-data", "{vq}"], "holds no finished prepared set"),
-        ("train_vq", [*NEW_VQ, "--train-data", "{Workload}", "{sixty}"], "notch_frequency 60.0 and 50.0"),
+        ("train_vq", [*NEW_VQ, "--train-data", "{Workload}", "{rescaled}"], "scale 10.0 and 100.0"),
         (
             "train_vq",
             [*NEW_VQ, "--train-data", "{unvalidated}", "--eval-strategy", "epoch"],
@@ -444,7 +475,7 @@ NEW_VQ = ["--from-scratch", "--vq-config", json.dumps(TINY_VQ)]
             [*NEW_VQ, "--train-data", "{Workload}", "--text-model", "{wide}", "--text-data", "{text}"],
             "features are 32 wide, the embeddings of {wide} 64",
         ),
-        ("train_vq", ["--vq", "{vq}", "--train-data", "{sixty}"], "by another recipe than that of {vq}"),
+        ("train_vq", ["--vq", "{vq}", "--train-data", "{rescaled}"], "by another recipe than that of {vq}"),
         (
             "train_vq",
             ["--vq", "{vq}", "--vq-config", '{"hidden_size": 64}', "--train-data", "{Workload}"],
@@ -458,8 +489,8 @@ NEW_VQ = ["--from-scratch", "--vq-config", json.dumps(TINY_VQ)]
         ),
         (
             "pretrain",
-            ["--vq", "{vq}", "--text-model", "{gpt2}", "--train-data", "{sixty}"],
-            "sixty was prepared by another recipe than that of {vq}: notch_frequency 60.0 and 50.0",
+            ["--vq", "{vq}", "--text-model", "{gpt2}", "--train-data", "{rescaled}"],
+            "rescaled was prepared by another recipe than that of {vq}: scale 10.0 and 100.0",
         ),
         ("pretrain", ["--model", "{vq}", "--train-data", "{corpus}"], "is a neural tokenizer: give it as --vq"),
         (
@@ -534,11 +565,45 @@ def test_what_does_not_fit_is_one_line_and_status_1(folders, tmp_path, capsys, s
         ("instruction_tune", ["--vq", "vq", "--text-model", "gpt2", "--lora"], "--lora needs --model"),
         ("instruction_tune", ["--model", "model", "--save-merged"], "--save-merged is about the adapter"),
         ("instruction_tune", ["--model", "model", "--lora", "--tune-eeg-encoder"], "does not go with it"),
-        ("instruction_tune", ["--model", "model", "--channel-dropout", "1"], "is a share from 0 to below 1"),
+        ("instruction_tune", ["--model", "model", "--channel-dropout", "1"], "--channel-dropout is a share from 0"),
+        ("instruction_tune", ["--model", "model", "--dropout", "1"], "--dropout is a share from 0 to below 1"),
+        ("instruction_tune", ["--model", "model", "--lora", "--lora-dropout", "-0.1"], "--lora-dropout is a share"),
+        ("instruction_tune", ["--model", "model", "--feature-noise", "-1"], "--feature-noise is a standard deviation"),
+        ("instruction_tune", ["--model", "model", "--lora-rank", "16"], "--lora-rank: only for an adapter"),
+        (
+            "instruction_tune",
+            ["recipes/instruction-lora.yaml", "--model", "model", "--lora", "false"],
+            "--lora-rank, --lora-alpha, --lora-dropout, --lora-eeg-projector, --lora-new-tokens: only for an adapter",
+        ),
+        (
+            "pretrain",
+            ["--model", "model", "--model-config", '{"channel_initializer_range": 2.0}'],
+            "--model has a configuration already: leave --model-config out",
+        ),
+        (
+            "pretrain",
+            ["--vq", "vq", "--text-model", "gpt2", "--text-config", '{"n_layer": 1}'],
+            "--text-config is for --text-from-scratch: leave it out",
+        ),
+        (
+            "pretrain",
+            ["recipes/pretrain-cpu.yaml", "--vq", "vq", "--text-model", "gpt2"],
+            "clear the recipe's with --text-config {}",
+        ),
+        *(
+            (script, [recipe, *start], "blocks of text a step are asked for: give --text-data, or --text-batch-size 0")
+            for script, recipe, start in (
+                ("train_vq", "recipes/vq-paper.yaml", ["--from-scratch"]),
+                ("pretrain", "recipes/pretrain-b.yaml", ["--vq", "vq", "--text-model", "gpt2"]),
+                ("instruction_tune", "recipes/instruction-b.yaml", ["--model", "model"]),
+            )
+        ),
+        ("pretrain", ["--model", "model", "--text-batch-size", "-3"], "--text-batch-size is 0 or more, not -3"),
     ],
 )
-def test_options_that_do_not_go_together_are_wrong_usage(capsys, script, arguments, words):
-    assert here(script, "--train-data", "data", "--output-dir", "out", "--use-cpu", *arguments) == 2
+def test_options_that_do_not_go_together_are_wrong_usage(capsys, monkeypatch, script, arguments, words):
+    monkeypatch.chdir(REPOSITORY)
+    assert here(script, *arguments, "--train-data", "data", "--output-dir", "out", "--use-cpu") == 2
     usage, error = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: ")
     assert words in error

@@ -54,7 +54,7 @@ def log_entries(trainer: NeuroLMTrainer) -> list[dict]:
 @pytest.mark.parametrize("name", ["vq", "pretraining", "unfrozen", "lora"])
 @pytest.mark.parametrize(
     ("accumulation", "steps"),
-    [(4, [(ROWS, 4)] * 2), (3, [(ROWS[:6], 3), (ROWS[6:], 1)])],
+    [(4, [ROWS] * 2), (3, [ROWS[:6], ROWS[6:]])],
     ids=["7 rows in 4 batches", "6 rows in 3 batches, then 1"],
 )
 def test_micro_batches_give_the_gradient_of_one_large_batch(
@@ -65,11 +65,12 @@ def test_micro_batches_give_the_gradient_of_one_large_batch(
         model=stage.model(),
         args=fixed(tmp_path, max_steps=2, gradient_accumulation_steps=accumulation),
         train_dataset=ROWS,
-        data_collator=stage.collator(1),
+        # a text with every other row: there are batches without any
+        data_collator=stage.collator(0.5),
         callbacks=[kept, *([CodebookCallback()] if name == "vq" else [])],
     )
     trainer.train()
-    assert_same_steps(kept.steps, large_batches(stage, steps))
+    assert_same_steps(kept.steps, large_batches(stage, steps, texts=0.5))
     for entry in log_entries(trainer):
         assert sum(entry.get(part, 0.0) for part in LOSS_PARTS) == pytest.approx(entry["loss"], rel=1e-5)
 
@@ -83,7 +84,7 @@ def test_logged_parts_are_means_over_the_steps_of_an_entry(tmp_path: Path) -> No
         data_collator=stage.collator(1),
     )
     trainer.train()
-    outputs = [stage.model()(**stage.collator(texts)(rows)) for rows, texts in [(ROWS[:6], 3), (ROWS[6:], 1)]]
+    outputs = [stage.model()(**stage.collator(1)(rows)) for rows in (ROWS[:6], ROWS[6:])]
     (entry,) = log_entries(trainer)
     # the row of the second step has no target of EEG
     assert outputs[1].eeg_loss is None
@@ -189,6 +190,27 @@ def test_quantizer_schedule(tmp_path: Path) -> None:
     assert (model.config.quantizer_bypass, model.config.dead_code_threshold) == (0.0, 0.1)
 
 
+def test_a_codebook_that_is_not_placed_has_no_figures(tmp_path: Path) -> None:
+    trainer = NeuroLMTrainer(
+        model=small_tokenizer(),
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=1),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+        data_collator=EEGCollator(EEGFeatureExtractor()),
+        callbacks=[CodebookCallback(), QuantizerScheduleCallback(warmup_steps=2, bypass=0.5)],
+    )
+    trainer.train()
+    of_codebook = {"commitment_loss", "codebook_usage", "perplexity"}
+    logged = [of_codebook & entry.keys() for entry in log_entries(trainer)]
+    assert logged == [set(), set(), of_codebook, of_codebook]
+    evaluated = [
+        of_codebook & {name.removeprefix("eval_") for name in entry}
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+    ]
+    assert evaluated == [set(), set(), of_codebook, of_codebook]
+
+
 def test_quantizer_schedule_is_not_saved(tmp_path: Path) -> None:
     model = small_tokenizer(quantizer_bypass=0.25)
     NeuroLMTrainer(
@@ -237,7 +259,7 @@ def test_a_bad_batch_is_left_out_and_reported(tmp_path: Path) -> None:
     # what is left of step 1: the first batch, as its part of the whole step
     stage, model = stages()["vq"], adversarial_tokenizer().train()
     start = model.vq.encoder.quantizer.codebook.clone()
-    whole, good = stage.collator(2)(ROWS[:4]), stage.collator(1)(ROWS[:2])
+    whole, good = stage.collator(1)(ROWS[:4]), stage.collator(1)(ROWS[:2])
     good.pop("rows")
     model(**good, num_items_in_batch=model.count_loss_items(**whole)).loss.backward()
     assert_same_steps([kept.steps[0]], [{**gradients(model), "vq.encoder.quantizer.codebook": start}])
@@ -245,7 +267,7 @@ def test_a_bad_batch_is_left_out_and_reported(tmp_path: Path) -> None:
     model.zero_grad()
     model.drop_codebook_step()
     model.update_codebook()
-    batch = stage.collator(2)(ROWS[4:])
+    batch = stage.collator(1)(ROWS[4:])
     batch.pop("rows")
     model(**batch).loss.backward()
     model.update_codebook()
@@ -332,6 +354,8 @@ def test_checkpoints_are_sealed_before_older_ones_go(tmp_path: Path, monkeypatch
         there.append(tuple(sorted(path.name for path in tmp_path.glob("checkpoint-*"))))
         assert not is_complete(folder)
         assert (folder / "trainer_state.json").is_file()
+        saved = torch.load(folder / "training_args.bin", weights_only=False)
+        assert saved.save_total_limit == 1
         seal(folder)
 
     monkeypatch.setattr(training, "seal", observed)
@@ -387,6 +411,6 @@ def test_instruction_tuning_lowers_the_loss_and_leaves_the_encoder(
         data_collator=InstructionCollator(processor, TASK, channel_dropout=0.2),
     )
     trainer.train()
-    losses = [entry["text_loss"] for entry in trainer.state.log_history if "text_loss" in entry]
+    losses = [entry["answer_loss"] for entry in trainer.state.log_history if "answer_loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
     assert all(torch.equal(encoder[name], tensor) for name, tensor in model.model.eeg_encoder.state_dict().items())

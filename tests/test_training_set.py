@@ -50,6 +50,27 @@ def epoch(training: TrainingSet, number: int) -> list[str]:
     return names(training)
 
 
+def test_parts_are_called_by_their_names_and_what_is_skipped_is_kept_in_a_file(tmp_path: Path) -> None:
+    """By workers too, and by those of a training that is interrupted and started again."""
+    parts = [(spoil(rows("a", 4), 1), WORKLOAD), (spoil(rows("b", 4), 2, 3), WORKLOAD)]
+    with pytest.raises(ValueError, match=r"Row \d of prepared/[ab]: .*--skip-bad-rows of the scripts"):
+        list(TrainingSet(parts, EXTRACTOR, names=["prepared/a", "prepared/b"]))
+    file = tmp_path / "skipped.txt"
+    file.write_text("Row 9 of prepared/a: met before.\n")
+    for workers in (0, 2):
+        training = TrainingSet(
+            parts, EXTRACTOR, on_bad_row="skip", names=["prepared/a", "prepared/b"], skipped_file=file
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            list(DataLoader(training, batch_size=None, num_workers=workers))
+        lines = set(file.read_text().splitlines())
+        assert lines == {"Row 9 of prepared/a: met before.", *training.skipped}
+        assert {line.partition(":")[0] for line in training.skipped} == {
+            *("Row 1 of prepared/a", "Row 2 of prepared/b", "Row 3 of prepared/b")
+        }
+
+
 def test_an_epoch_is_every_row_once_in_an_order_of_its_own() -> None:
     parts = [(rows("a", 30), None), (rows("b", 20), None)]
     training = TrainingSet(parts, EXTRACTOR, seed=3)

@@ -10,12 +10,14 @@ from small_trainings import ROWS, TASK, arguments, language_model, make_processo
 from transformers import EarlyStoppingCallback
 from transformers.utils import logging
 
+from neurolm_hf.collators import PretrainingCollator
 from neurolm_hf.metrics import balanced_accuracy
 from neurolm_hf.modeling_neurolm import NeuroLMCausalLMOutputWithPast, codebook_statistics
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.tasks import load_task
 from neurolm_hf.training import CodebookCallback, NeuroLMTrainer
+from neurolm_hf.training_set import TrainingSet
 from neurolm_hf.validation import ReconstructionCallback, answer_counts, sample_statistics
 
 
@@ -24,7 +26,7 @@ def processor() -> NeuroLMProcessor:
     return make_processor()
 
 
-def evaluated(folder: Path, name: str, texts: int, batch_size: int) -> dict[str, float]:
+def evaluated(folder: Path, name: str, texts: float, batch_size: int) -> dict[str, float]:
     stage = stages()[name]
     trainer = NeuroLMTrainer(
         model=stage.model(),
@@ -49,22 +51,24 @@ def test_tokenizer_metrics_are_means_over_the_whole_split(tmp_path: Path, batch_
     assert (metrics["eval_codebook_usage"], metrics["eval_perplexity"]) == (usage.item(), perplexity.item())
 
 
-@pytest.mark.parametrize(("batch_size", "texts"), [(2, 1), (4, 2), (7, 4)])
+@pytest.mark.parametrize(("batch_size", "texts"), [(2, 1), (2, 0.5), (3, 1), (7, 2)])
 @pytest.mark.parametrize("name", ["pretraining", "lora"])
 def test_language_model_metrics_are_means_over_the_whole_split(
-    tmp_path: Path, name: str, batch_size: int, texts: int
+    tmp_path: Path, name: str, batch_size: int, texts: float
 ) -> None:
     metrics = evaluated(tmp_path, name, texts, batch_size)
     stage = stages()[name]
-    batch = stage.collator(4)(ROWS)
+    batch = stage.collator(texts)(ROWS)
     batch.pop("rows")
     model = stage.model().eval()
     outputs = model(**batch, logits_at_targets=False)
     assert metrics["eval_text_loss"] == pytest.approx(outputs.text_loss.item(), rel=1e-5)
     assert metrics["eval_loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
     if name == "lora":
+        assert metrics["eval_answer_loss"] == pytest.approx(outputs.answer_loss.item(), rel=1e-5)
         assert not {"eval_eeg_loss", "eval_eeg_accuracy"} & metrics.keys()
         return
+    assert "eval_answer_loss" not in metrics
     assert metrics["eval_eeg_loss"] == pytest.approx(outputs.eeg_loss.item(), rel=1e-5)
     text_rows = model.config.text_config.vocab_size
     targets, likeliest = outputs.targets, outputs.logits[..., text_rows:].argmax(-1)
@@ -97,16 +101,19 @@ def test_statistics_are_of_samples_and_count_texts_to_them_in_turn() -> None:
         targets=targets,
         logits=F.one_hot(torch.tensor([10, 4, 10, 11, 3, 9]), 13).float(),
         target_losses=torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]),
+        target_kinds=torch.tensor([0, 1, 0, 0, 2, 2]),
     )
     sums, items = sample_statistics(outputs, codebook_size=3, samples=2)
     assert {name: values.tolist() for name, values in sums.items()} == {
         "eeg_loss": [1, 12],
-        "text_loss": [50, 0],
+        "answer_loss": [2, 0],
+        "text_loss": [48, 0],
         "eeg_accuracy": [1, 1],
     }
     assert {name: values.tolist() for name, values in items.items()} == {
         "eeg_loss": [1, 2],
-        "text_loss": [3, 0],
+        "answer_loss": [1, 0],
+        "text_loss": [2, 0],
         "eeg_accuracy": [1, 2],
     }
 
@@ -200,6 +207,47 @@ def test_answer_sets_that_cannot_be_asked_are_refused(
         NeuroLMTrainer(model=language_model(processor), args=arguments(tmp_path), **whole)
 
 
+def test_answer_sets_are_those_of_their_own_split(tmp_path: Path, processor: NeuroLMProcessor) -> None:
+    collated: list[str] = []
+
+    def collator(kind: str) -> Any:
+        return lambda rows: collated.append(kind) or stages()["lora"].collator(0)(rows)
+
+    trainer = NeuroLMTrainer(
+        model=language_model(processor),
+        args=arguments(tmp_path),
+        eval_dataset=ROWS,
+        data_collator=collator("training"),
+        eval_data_collator=collator("evaluation"),
+        processing_class=processor,
+        answer_sets={"mine": (TASK, ROWS)},
+    )
+    assert "eval_balanced_accuracy" in trainer.evaluate()
+    other = list(ROWS)
+    assert not any("balanced_accuracy" in name for name in trainer.evaluate(other))
+    assert not any("balanced_accuracy" in name for name in trainer.predict(other).metrics)
+    assert set(collated) == {"evaluation"}
+
+
+def test_texts_of_the_validation_stay_the_same(tmp_path: Path, processor: NeuroLMProcessor) -> None:
+    blocks = [{"input_ids": [number, number + 1, number + 2]} for number in range(200)]
+    trainer = NeuroLMTrainer(
+        model=language_model(processor),
+        args=arguments(tmp_path),
+        eval_dataset=TrainingSet([(ROWS, None)], processor.feature_extractor),
+        data_collator=PretrainingCollator(processor, text_blocks=blocks, texts_per_row=0.5),
+    )
+    loader = trainer.get_eval_dataloader()  # kept from one evaluation to the next, as with persistent workers
+    first, second = (trainer.evaluation_loop(loader, "Evaluation").metrics for _ in range(2))
+    assert first["eval_text_loss"] == second["eval_text_loss"]
+    assert first["eval_text_loss"] == trainer.evaluate()["eval_text_loss"]
+
+
+def test_metrics_of_one_s_own_are_refused(tmp_path: Path, processor: NeuroLMProcessor) -> None:
+    with pytest.raises(ValueError, match="leave it out, and score answers with `answer_sets`"):
+        NeuroLMTrainer(model=language_model(processor), args=arguments(tmp_path), compute_metrics=lambda _: {})
+
+
 def test_a_reconstruction_is_drawn_after_each_evaluation(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
     stage = stages()["vq"]
@@ -210,8 +258,10 @@ def test_a_reconstruction_is_drawn_after_each_evaluation(tmp_path: Path, monkeyp
         train_dataset=ROWS,
         eval_dataset=ROWS,
         data_collator=stage.collator(1),
-        callbacks=[CodebookCallback(), ReconstructionCallback(ROWS[5:], stage.collator(0), tmp_path / "pictures")],
+        callbacks=[CodebookCallback()],
     )
+    callbacks = trainer.callback_handler.callbacks
+    trainer.add_callback(ReconstructionCallback(ROWS[5:], stage.collator(0), tmp_path / "pictures", callbacks))
     drawn = []
     draw = ReconstructionCallback.on_evaluate.__globals__["report"].plot_reconstruction
     monkeypatch.setattr("neurolm_hf.report.plot_reconstruction", lambda *given: drawn.append(given) or draw(*given))

@@ -153,7 +153,7 @@ def make_trainer(stage: str, output_dir: Path, **arguments: Any) -> NeuroLMTrain
             model=randomize(NeuroLMVQForPreTraining(config), scale=0.05),
             args=args,
             train_dataset=rows,
-            data_collator=EEGCollator(extractor, text_blocks=blocks, texts_per_batch=2),
+            data_collator=EEGCollator(extractor, text_blocks=blocks, texts_per_row=0.5),
             callbacks=[
                 CodebookCallback(),
                 QuantizerScheduleCallback(warmup_steps=1, bypass=0.4, revive_until=0.9),
@@ -165,7 +165,7 @@ def make_trainer(stage: str, output_dir: Path, **arguments: Any) -> NeuroLMTrain
     processor = NeuroLMProcessor(extractor, train_text_tokenizer(written, vocab_size=320))
     model = _language_model(processor)
     if stage == "pretraining":
-        collator: Any = PretrainingCollator(processor, TEXTS, texts_per_batch=1)
+        collator: Any = PretrainingCollator(processor, TEXTS, texts_per_row=0.5)
     else:
         collator = InstructionCollator(processor, channel_dropout=0.3, shuffle_options=True)
         model = _with_lora(model)
