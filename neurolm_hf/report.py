@@ -213,10 +213,9 @@ def plot_scores(rows: Sequence[tuple[str, float, Sequence[float]]], score: str, 
     for place, (_, value, (low, high)) in zip(places, rows, strict=True):
         axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
         axis.plot([value], [place], "o", color=BLUE)
-    axis.axvline(chance, color=BLACK, linestyle=":", label="chance")
+    axis.axvline(chance, color=BLACK, linestyle=":")
     axis.set_yticks(list(places), [name for name, _, _ in rows])
-    axis.set(xlabel=f"{score}, 95% interval over subjects", ylim=(0.3, len(rows) + 0.7))
-    axis.legend(loc="lower right")
+    axis.set(xlabel=f"{score} (dotted: chance)", ylim=(0.3, len(rows) + 0.7))
     return figure
 
 
