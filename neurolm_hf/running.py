@@ -159,8 +159,12 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> None:
 def deciding_arguments(args: TrainingArguments) -> dict[str, Any]:
     """The training arguments that decide which weights come out, as JSON values."""
     values = args.to_dict()
-    total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return {name: values[name] for name in DECIDING_ARGUMENTS} | {"total_train_batch_size": total}
+    return {name: values[name] for name in DECIDING_ARGUMENTS} | {"total_train_batch_size": windows_of_a_step(args)}
+
+
+def windows_of_a_step(args: TrainingArguments) -> int:
+    """Windows of an optimiser step, over all devices."""
+    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
 class StopCallback(TrainerCallback):

@@ -24,7 +24,7 @@ from .dataset_card import read_description
 from .prepared_set import prepared_task, read_object, to_json
 from .processing_neurolm import EEGFeatureExtractor
 from .resources import check_resources
-from .running import locked, run_training
+from .running import locked, run_training, windows_of_a_step
 from .starting_models import describe_source
 from .storage import load_prepared, write_text
 from .tasks import Task
@@ -282,11 +282,6 @@ def validation_set(data: StageData) -> TrainingSet | None:
     if not data.validation:
         return None
     return TrainingSet(data.validation, data.feature_extractor, names=data.validation_folders)
-
-
-def windows_of_a_step(args: TrainingArguments) -> int:
-    """Windows of an optimiser step, over all devices."""
-    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
 def optimizer_steps(args: TrainingArguments, data: StageData) -> int:

@@ -26,6 +26,7 @@ from transformers.utils import logging
 from .checkpoints import WRITE_ERRORS, checkpoint_failed, seal, unseal
 from .metrics import balanced_accuracy
 from .modeling_neurolm import NeuroLMVQModel
+from .running import SKIPPED_BATCHES
 from .storage import Row
 from .tasks import Task
 from .training_set import TrainingSet
@@ -285,7 +286,7 @@ class NeuroLMTrainer(Trainer):
                 "with a lower learning rate."
             )
         logger.warning(f"{what}: it is left out.")
-        with open(Path(self._get_output_dir(None)) / "skipped.jsonl", "a", encoding="utf-8") as file:
+        with open(Path(self._get_output_dir(None)) / SKIPPED_BATCHES, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "loss": str(loss.item()), "rows": list(rows)}) + "\n")
         self._skipped += 1
         if hasattr(self.model, "drop_codebook_step"):

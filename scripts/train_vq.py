@@ -35,6 +35,7 @@ from neurolm_hf.collators import EEGCollator
 from neurolm_hf.modeling_neurolm import NeuroLMVQForPreTraining, NeuroLMVQModel
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.recipes import StageTrainingArguments, json_object, parse_arguments
+from neurolm_hf.running import windows_of_a_step
 from neurolm_hf.stages import (
     StageData,
     TextModelOptions,
@@ -49,7 +50,6 @@ from neurolm_hf.stages import (
     train,
     training_set,
     validation_set,
-    windows_of_a_step,
 )
 from neurolm_hf.starting_models import add_text_adversary, load_vq, new_vq, read_text_tokenizer
 from neurolm_hf.text import text_vocabulary

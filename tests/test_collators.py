@@ -5,10 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny import randomize, text_config, vq_config
+from small_trainings import language_model
+from tiny import vq_config
 from tokenizers.processors import TemplateProcessing
 
-from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel
+from neurolm_hf import NeuroLMVQForPreTraining, NeuroLMVQModel
 from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.collators import (
     EEGCollator,
@@ -51,16 +52,6 @@ def processor() -> NeuroLMProcessor:
 def tensors(batch: dict) -> dict[str, torch.Tensor]:
     """What the models read of a batch."""
     return {name: value for name, value in batch.items() if name != "rows"}
-
-
-def language_model(processor: NeuroLMProcessor) -> NeuroLMForCausalLM:
-    torch.manual_seed(0)
-    config = NeuroLMConfig(
-        eeg_config=vq_config(num_channel_embeddings=256).to_dict(),
-        text_config=text_config("gpt2", vocab_size=len(processor.tokenizer)),
-        eeg_token_id=processor.eeg_token_id,
-    )
-    return randomize(NeuroLMForCausalLM(config))
 
 
 def test_window_is_time_major_with_the_vocabulary_s_ids() -> None:
