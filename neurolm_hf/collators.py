@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from .channels_neurolm import CHANNEL_VOCABULARY
-from .modeling_neurolm import IGNORE_INDEX
+from .modeling_neurolm import IGNORE_INDEX, PADDING_CODE
 from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
 from .prompts import completion_ids
 from .storage import Row, row_signal
@@ -23,12 +23,13 @@ from .tasks import Task
 class EEGCollator:
     """Batches for the neural tokenizer: patches and the ids of their channels and seconds.
 
-    `rows` of a batch names its windows. Where texts are mixed in, `text_input_ids` (texts, tokens) is for the
-    adversary of `NeuroLMVQForPreTraining`.
+    `rows` of a batch names its windows. Where texts are mixed in, `text_input_ids` and `text_attention_mask` (texts,
+    tokens), right-padded, are for the adversary of `NeuroLMVQForPreTraining`; where none is drawn, they hold one token
+    that is padding.
 
     Args:
         feature_extractor: the one whose recipe prepared the rows.
-        text_blocks: what `text.load_text_blocks` returns, blocks of equal length.
+        text_blocks: what `text.load_text_blocks` returns.
         texts_per_row: how many of them each row brings, on average: at 0.25 every fourth row of an epoch brings one.
             Which rows and which texts depends on the rows' `draw` alone, not on how they fall into batches.
 
@@ -44,15 +45,16 @@ class EEGCollator:
         batch = self.feature_extractor.collate([[window_segment(self.feature_extractor, row)] for row in rows])
         batch = batch.convert_to_tensors("pt")
         inputs: dict[str, Any] = {name: batch[name] for name in batch if name != "eeg_segment_ids"}
-        if texts := self._texts.draw(rows):
-            inputs["text_input_ids"] = torch.tensor(texts)
-        return {**inputs, "rows": [row_name(row) for row in rows]}
+        return {**inputs, **self._texts.batch(rows), "rows": [row_name(row) for row in rows]}
 
 
 class PretrainingCollator:
     """Batches for multi-channel autoregression: every patch's code is a label (paper, section 3.2).
 
-    `rows` of a batch names its windows; the texts follow them as rows without EEG.
+    `rows` of a batch names its windows. Where texts are mixed in, `text_input_ids` and `text_attention_mask` (texts,
+    tokens), right-padded, stand beside the EEG; where none is drawn, they hold one end-of-text token, which predicts
+    nothing: all processes must make the same passes. Rows with `eeg_features` (see `feature_cache`) give those, and
+    their `eeg_codes`, in place of `input_values`.
 
     Args:
         processor: its placeholder is the label that stands for a patch's code.
@@ -76,18 +78,17 @@ class PretrainingCollator:
         self._texts = _Texts(texts, text_blocks, texts_per_row, processor.tokenizer)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        texts = self._texts.draw(rows)
-        batch = _eeg_and_text(self.processor, rows, [self.processor.eeg_token] * len(rows), len(texts))
-        batch = _append(batch, [[] for _ in rows] + texts, self.processor.tokenizer)
+        batch = _eeg_and_text(self.processor, rows, [self.processor.eeg_token] * len(rows))
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
-        return {**batch, "labels": labels, "rows": [row_name(row) for row in rows]}
+        names = [row_name(row) for row in rows]
+        return {**batch, "labels": labels, **self._texts.batch(rows), "rows": names}
 
 
 class InstructionCollator:
     """Batches for instruction tuning: EEG, prompt and answer, with a loss on what follows the prompt (section 3.3).
 
-    A row's own `task` is asked where it has one, so that a batch can mix tasks. `rows` of a batch names its windows;
-    the texts, with a loss on all of their tokens, follow them as rows without EEG.
+    A row's own `task` is asked where it has one, so that a batch can mix tasks. The texts, with a loss on all of their
+    tokens, and rows with `eeg_features` are as in `PretrainingCollator`.
 
     Args:
         processor: what tokenizes.
@@ -121,14 +122,12 @@ class InstructionCollator:
         tokenizer = self.processor.tokenizer
         prompts = [self.processor.eeg_token + task.prompt() for _, task, _ in asked]
         answers = [completion_ids(tokenizer, task, answer) for _, task, answer in asked]
-        texts = self._texts.draw(rows)
-        batch = _eeg_and_text(self.processor, [row for row, _, _ in asked], prompts, len(texts))
-        batch = _append(batch, answers + texts, tokenizer)
-        lengths = torch.tensor([len(ids) for ids in answers + texts]).unsqueeze(1)
+        batch = _append(_eeg_and_text(self.processor, [row for row, _, _ in asked], prompts), answers, tokenizer)
+        lengths = torch.tensor([len(ids) for ids in answers]).unsqueeze(1)
         real = batch["attention_mask"]
         from_end = real.flip(1).cumsum(1).flip(1)  # 1 at the last token of a row, 2 at the one before
         labels = batch["input_ids"].masked_fill((real == 0) | (from_end > lengths), IGNORE_INDEX)
-        return {**batch, "labels": labels, "rows": [row_name(row) for row in rows]}
+        return {**batch, "labels": labels, **self._texts.batch(rows), "rows": [row_name(row) for row in rows]}
 
     def _ask(self, row: Row) -> tuple[Row, Task, str]:
         """The row as it is shown, the task as it is asked, and the answer."""
@@ -233,7 +232,7 @@ def _generator(row: Row, *stream: int) -> np.random.Generator:
 
 
 class _Texts:
-    """Texts that join the rows of a training, as token ids; each row decides about its own."""
+    """Texts beside the rows of a training; each row decides about its own. Blocks need no tokenizer."""
 
     def __init__(self, texts: Sequence[str] | None, blocks: Any, per_row: float, tokenizer: Any = None):
         if texts and blocks is not None:
@@ -247,10 +246,31 @@ class _Texts:
         self._per_row = per_row
         self._tokenizer = tokenizer
 
-    def draw(self, rows: Sequence[Row]) -> list[list[int]]:
-        """The texts of these rows, one row's after the other's."""
+    def batch(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """What these rows bring, one row's texts after the other's: `text_input_ids` and `text_attention_mask`.
+
+        Nothing where no row ever brings any.
+        """
         if not self._per_row:
-            return []
+            return {}
+        tokenizer = self._tokenizer
+        # a language model reads a token of its own where there is no text, an adversary judges none
+        filler, padding = (0, 0) if tokenizer is None else (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        texts = self._draw(rows)
+        width = max((len(text) for text in texts), default=1)
+        ids = torch.full((max(len(texts), 1), width), padding if texts else filler)
+        mask = torch.zeros_like(ids) if texts or tokenizer is None else torch.ones_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = 1
+        if tokenizer is not None and int(ids.max()) >= len(tokenizer):
+            raise ValueError(
+                f"The text has token {int(ids.max())}, but the tokenizer has {len(tokenizer)}: prepare the text with "
+                "this one."
+            )
+        return {"text_input_ids": ids, "text_attention_mask": mask}
+
+    def _draw(self, rows: Sequence[Row]) -> list[list[int]]:
         drawn: list[int] = []
         for place, row in enumerate(rows):
             if count := self._count(row["draw"][2] if row.get("draw") is not None else place):
@@ -267,33 +287,41 @@ class _Texts:
         return until[1] - until[0]
 
 
-def _eeg_and_text(
-    processor: NeuroLMProcessor, rows: Sequence[Row], placed: list[str], more_rows: int
-) -> dict[str, torch.Tensor]:
-    """Model inputs of prepared windows, each placed in its text, and of so many empty rows after them."""
-    signals = [_signal(processor.feature_extractor, row) for row in rows]
-    without: list[list] = [[] for _ in range(more_rows)]
+def _eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], placed: list[str]) -> dict[str, torch.Tensor]:
+    """Model inputs of prepared windows, each placed in its text."""
+    extractor = processor.feature_extractor
+    cached = bool(rows) and "eeg_features" in rows[0]
+    signals = [_stand_in(extractor, row) if cached else _signal(extractor, row) for row in rows]
     batch = dict(
         processor(
-            eeg=[[signal] for signal in signals] + without,
-            text=placed + [""] * more_rows,
-            ch_names=[[list(row["channels"])] for row in rows] + without,
-            prepared_by=processor.feature_extractor.recipe_id,
+            eeg=[[signal] for signal in signals],
+            text=placed,
+            ch_names=[[list(row["channels"])] for row in rows],
+            prepared_by=extractor.recipe_id,
             return_tensors="pt",
         )
     )
-    # a tokenizer may write the beginning of a text even where there is none
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
-        batch[name][len(rows) :] = processor.tokenizer.pad_token_id if name == "input_ids" else 0
+    if not cached:
+        return batch
+    shape = batch.pop("input_values").shape[:2]
+    for name, padding in _CACHED.items():
+        if name in rows[0]:
+            values = [torch.from_numpy(row[name]) for row in rows]
+            batch[name] = values[0].new_full((*shape, *values[0].shape[1:]), padding)
+            for row, one in enumerate(values):
+                batch[name][row, : len(one)] = one
     return batch
+
+
+def _stand_in(feature_extractor: EEGFeatureExtractor, row: Row) -> NDArray[np.float32]:
+    """A signal as long as that whose features the row has: ids and placeholders follow from its shape alone."""
+    _check_recipe(feature_extractor, row)
+    seconds = len(row["eeg_features"]) // len(row["channels"])
+    return np.zeros((len(row["channels"]), seconds * feature_extractor.patch_size), dtype=np.float32)
 
 
 def _append(batch: dict[str, torch.Tensor], texts: list[list[int]], tokenizer: Any) -> dict[str, torch.Tensor]:
     """The batch with token ids after the last token of each row, as long as it must be."""
-    if (largest := max((max(text) for text in texts if text), default=0)) >= len(tokenizer):
-        raise ValueError(
-            f"The text has token {largest}, but the tokenizer has {len(tokenizer)}: prepare the text with this one."
-        )
     real = batch["attention_mask"].bool()
     before = {name: [row[mask] for row, mask in zip(batch[name], real, strict=True)] for name in _PADDING}
     width = max(len(ids) + len(text) for ids, text in zip(before["input_ids"], texts, strict=True))
@@ -311,3 +339,5 @@ def _append(batch: dict[str, torch.Tensor], texts: list[list[int]], tokenizer: A
 
 # What stands at padding; None is the tokenizer's own.
 _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0}
+# What stands at padding of what a `feature_cache` holds.
+_CACHED = {"eeg_features": 0.0, "eeg_codes": PADDING_CODE}

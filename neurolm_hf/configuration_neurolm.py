@@ -197,7 +197,9 @@ class NeuroLMConfig(PreTrainedConfig):
         "text_loss",
         "targets",
         "target_losses",
+        "target_rows",
         "target_kinds",
+        "target_hits",
         "eeg_codes",
     ]
     sub_configs_defaults = {

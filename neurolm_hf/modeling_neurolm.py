@@ -7,7 +7,7 @@ that reads the encoder's features between its text tokens. EEG is batch first ev
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -42,6 +43,9 @@ FLOAT32_MODULES = ["to_codebook", "quantizer.codebook", "quantizer.cluster_size"
 
 # Rows of vectors compared with the codebook at a time, so that no (patches x codes) matrix exists for a whole batch.
 LOOKUP_CHUNK = 8192
+
+# Targets whose logits, as wide as both vocabularies together, exist at a time.
+LOSS_CHUNK = 512
 
 # A codebook that is fed but never moved is a silent failure: say so after this many training batches.
 BATCHES_BEFORE_WARNING = 64
@@ -121,6 +125,20 @@ class NeuroLMVQOutput(ModelOutput):
 
 
 @dataclass
+class NeuroLMEEGEncoding(ModelOutput):
+    r"""What [`NeuroLMModel.encode_eeg`] returns.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, patches, eeg_config.hidden_size)`): the encoder's features;
+            undefined at padding.
+        codes (`torch.LongTensor` of shape `(batch, patches)`): VQ tokens, -1 at padding; where they were asked for.
+    """
+
+    features: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+
+
+@dataclass
 class NeuroLMModelOutputWithPast(BaseModelOutputWithPast):
     r"""What [`NeuroLMModel.forward`] returns: the language model's outputs and
 
@@ -138,19 +156,24 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): `eeg_loss`, `answer_loss` and `text_loss` added up, those that have
-            targets.
+            targets. The one that has a gradient; its parts are for the eye.
         eeg_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the patches that are targets.
         answer_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the text tokens that are targets in
             rows with EEG.
         text_loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over the text tokens that are targets in
-            rows without EEG. With `num_items_in_batch`, all three are this batch's share of the means over the step.
+            rows without EEG, those of `text_input_ids` included. With `num_items_in_batch`, all three are this
+            batch's share of the means over the step.
         targets (`torch.LongTensor` of shape `(batch, tokens)`): the row of the logits that each token should predict,
             codes behind text; -100 where nothing is predicted. With `labels`.
-        target_losses (`torch.FloatTensor` of shape `(targets,)`): cross-entropy of each of them, sample by sample.
+        target_losses (`torch.FloatTensor` of shape `(targets,)`): cross-entropy of each of them, sample by sample,
+            then of each target in `text_input_ids`.
+        target_rows (`torch.LongTensor` of shape `(targets,)`): the sample of each; texts count on after the samples.
         target_kinds (`torch.LongTensor` of shape `(targets,)`): whether each is EEG (0), of an answer (1) or text (2).
+        target_hits (`torch.BoolTensor` of shape `(targets,)`): whether the likeliest code is right; of text, the
+            likeliest word.
         logits (`torch.FloatTensor`): text rows, then code rows, as one softmax reads them. Shape `(batch, tokens,
-            vocab_size + codebook_size)`; with `logits_at_targets`, only the positions that have a target,
-            `(targets, vocab_size + codebook_size)`; with `text_logits_only`, `(batch, tokens, vocab_size)`.
+            vocab_size + codebook_size)`; with `text_logits_only`, `(batch, tokens, vocab_size)`. `None` while
+            training, where they would be most of the memory.
         past_key_values, hidden_states, attentions: of the language model.
         eeg_codes (`torch.LongTensor` of shape `(batch, patches)`): VQ tokens of the EEG, -1 at padding, when the
             labels asked for them.
@@ -162,7 +185,9 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
     text_loss: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     target_losses: torch.Tensor | None = None
+    target_rows: torch.Tensor | None = None
     target_kinds: torch.Tensor | None = None
+    target_hits: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -484,6 +509,7 @@ class NeuroLMVQPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = False
+    _supports_flex_attn = True
     _no_split_modules = ["NeuroLMVQLayer"]
     _keep_in_fp32_modules_strict = FLOAT32_MODULES
     _can_record_outputs = {
@@ -823,6 +849,7 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     # flash attention ignores masks with blocks, so the staircase would silently be lost
     _supports_flash_attn = False
+    _supports_flex_attn = True
     _no_split_modules = ["NeuroLMEEGEncoder"]
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = FLOAT32_MODULES
@@ -922,10 +949,10 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         Returns:
             (batch, patches, text hidden size); undefined at padding.
         """
-        features, _ = self._encode(
+        encoding = self.encode_eeg(
             input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask, with_codes=False
         )
-        return self._embed(features, eeg_channel_ids, eeg_segment_ids)
+        return self._embed(cast(torch.Tensor, encoding.features), eeg_channel_ids, eeg_segment_ids)
 
     def get_eeg_codes(
         self,
@@ -936,42 +963,46 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         eeg_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """VQ tokens (batch, patches) of EEG, -1 at padding; arguments as in [`get_eeg_features`]."""
-        _, codes = self._encode(
-            input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask, with_codes=True
-        )
-        assert codes is not None
-        return codes
+        encoding = self.encode_eeg(input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+        return cast(torch.Tensor, encoding.codes)
 
-    def _encode(
+    def encode_eeg(
         self,
         input_values: torch.Tensor,
-        channel_ids: torch.Tensor,
-        time_ids: torch.Tensor,
-        segment_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        with_codes: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One pass of the encoder over every segment on its own: features and, if asked for, codes."""
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_segment_ids: torch.Tensor | None = None,
+        eeg_attention_mask: torch.Tensor | None = None,
+        with_codes: bool = True,
+    ) -> NeuroLMEEGEncoding:
+        """One pass of the encoder over every segment on its own: features, and codes of the same pass.
+
+        Both can be kept and given to [`forward`] as `eeg_features` and `eeg_codes` as often as wanted, in place of
+        `input_values`. Arguments as in [`get_eeg_features`].
+        """
         config = _eeg_config(self.config)
-        mask = _check_patches(config, input_values, channel_ids, time_ids, segment_ids, attention_mask)
+        mask = _check_patches(config, input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
         frozen = self.config.freeze_eeg_encoder
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            if mask is None and segment_ids is None:
-                features = self.eeg_encoder(input_values, channel_ids, time_ids)
-                return features, self.eeg_encoder.quantize(features)[1] if with_codes else None
-            rows = _SegmentRows(mask, segment_ids, input_values, config.padding_enters_statistics)
+            if mask is None and eeg_segment_ids is None:
+                features = self.eeg_encoder(input_values, eeg_channel_ids, eeg_time_ids)
+                codes = self.eeg_encoder.quantize(features)[1] if with_codes else None
+                return NeuroLMEEGEncoding(features=features, codes=codes)
+            rows = _SegmentRows(mask, eeg_segment_ids, input_values, config.padding_enters_statistics)
             if rows.count == 0:
                 features = input_values.new_zeros(*input_values.shape[:2], config.hidden_size)
                 no_codes = torch.full(input_values.shape[:2], PADDING_CODE, device=input_values.device)
-                return features + _zero_of(self.eeg_encoder), no_codes if with_codes else None
+                return NeuroLMEEGEncoding(
+                    features=features + _zero_of(self.eeg_encoder), codes=no_codes if with_codes else None
+                )
             row_features = self.eeg_encoder(
-                rows.split(input_values), rows.split(channel_ids), rows.split(time_ids), rows.mask
+                rows.split(input_values), rows.split(eeg_channel_ids), rows.split(eeg_time_ids), rows.mask
             )
             codes = None
             if with_codes:
                 codes = rows.join(self.eeg_encoder.quantize(row_features, rows.mask)[1], PADDING_CODE)
                 codes = codes if mask is None else codes.masked_fill(~mask, PADDING_CODE)
-            return rows.join(row_features, 0), codes
+            return NeuroLMEEGEncoding(features=rows.join(row_features, 0), codes=codes)
 
     def _embed(
         self, features: torch.Tensor, channel_ids: torch.Tensor, segment_ids: torch.Tensor | None
@@ -1019,6 +1050,8 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        eeg_features: torch.Tensor | None = None,
+        eeg_codes: torch.Tensor | None = None,
         output_eeg_codes: bool = False,
         **kwargs: Any,
     ) -> NeuroLMModelOutputWithPast:
@@ -1033,10 +1066,14 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
                 [`get_eeg_features`].
             position_ids: (batch, tokens), overrides the positions described in the class.
             past_key_values, inputs_embeds, use_cache: as everywhere in transformers.
+            eeg_features: (batch, patches, eeg_config.hidden_size), what [`encode_eeg`] gave for this EEG, in place of
+                `input_values`: the encoder does not run.
+            eeg_codes: (batch, patches), the codes beside `eeg_features`.
             output_eeg_codes: return the VQ tokens of the EEG as well, from the same encoder pass.
 
         Raises:
-            ValueError: when a row's placeholders and real patches differ in number, or its seconds have gaps.
+            ValueError: when a row's placeholders and real patches differ in number, or its seconds have gaps; EEG both
+                as `input_values` and as `eeg_features`, or codes asked for that are nowhere.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("NeuroLM needs exactly one of `input_ids` and `inputs_embeds`.")
@@ -1045,15 +1082,15 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         codes = None
-        if input_values is not None:
+        if input_values is not None or eeg_features is not None:
             if eeg_channel_ids is None or eeg_time_ids is None:
-                raise ValueError("`input_values` need `eeg_channel_ids` and `eeg_time_ids`, (batch, patches).")
+                raise ValueError("EEG needs `eeg_channel_ids` and `eeg_time_ids`, (batch, patches).")
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
-            _check_placeholders(placeholders, input_values, eeg_attention_mask)
-            features, codes = self._encode(
-                input_values, eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask, output_eeg_codes
-            )
-            eeg_embeds = self._embed(features, eeg_channel_ids, eeg_segment_ids)
+            _check_placeholders(placeholders, eeg_time_ids, eeg_attention_mask)
+            ids = (eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+            encoding = self._encoding(input_values, eeg_features, eeg_codes, output_eeg_codes, *ids)
+            codes = encoding.codes
+            eeg_embeds = self._embed(cast(torch.Tensor, encoding.features), eeg_channel_ids, eeg_segment_ids)
             if eeg_attention_mask is not None:
                 eeg_embeds = eeg_embeds[eeg_attention_mask.bool()]
             inputs_embeds = inputs_embeds.masked_scatter(
@@ -1063,7 +1100,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
                 mm_token_type_ids = block_ids(placeholders, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
         elif input_ids is not None and input_ids.shape[1] > 1:  # a single token is one that generation chose: text
             _check_no_placeholders(self.get_placeholder_mask(input_ids))
-        if input_values is None and self.training:
+        if placeholders is None and self.training:
             inputs_embeds = inputs_embeds + _zero_of(self.eeg_encoder, self.eeg_projector, self.channel_embedding)
 
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -1093,6 +1130,36 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
             attentions=outputs.attentions,
             eeg_codes=codes,
         )
+
+    def _encoding(
+        self,
+        input_values: torch.Tensor | None,
+        features: torch.Tensor | None,
+        codes: torch.Tensor | None,
+        with_codes: bool,
+        *ids: torch.Tensor | None,
+    ) -> NeuroLMEEGEncoding:
+        """Of `input_values`, or `features` and `codes` that were encoded before, if they fit."""
+        if features is None:
+            encode_eeg: Any = self.encode_eeg
+            return encode_eeg(input_values, *ids, with_codes=with_codes)
+        config = _eeg_config(self.config)
+        if input_values is not None:
+            raise ValueError("Give the EEG as `input_values` or as `eeg_features`, not both.")
+        if not self.config.freeze_eeg_encoder:
+            raise ValueError("`eeg_features` of an encoder that is trained are out of date: give `input_values`.")
+        if features.ndim != 3 or features.shape[-1] != config.hidden_size:
+            raise ValueError(
+                f"`eeg_features` must have the shape (batch, patches, {config.hidden_size}), got "
+                f"{tuple(features.shape)}."
+            )
+        _check_ids(config, features.shape[:2], *cast(Any, ids))
+        if with_codes and (codes is None or codes.shape != features.shape[:2]):
+            raise ValueError(
+                "`labels` ask for the codes of EEG placeholders: beside `eeg_features` there must be `eeg_codes` of "
+                f"the shape {tuple(features.shape[:2])}, got {None if codes is None else tuple(codes.shape)}."
+            )
+        return NeuroLMEEGEncoding(features=features, codes=codes if with_codes else None)
 
     def _positions(
         self,
@@ -1203,6 +1270,10 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         """See [`NeuroLMModel.get_eeg_codes`]."""
         return self.model.get_eeg_codes(*args, **kwargs)
 
+    def encode_eeg(self, *args: Any, **kwargs: Any) -> NeuroLMEEGEncoding:
+        """See [`NeuroLMModel.encode_eeg`]."""
+        return self.model.encode_eeg(*args, **kwargs)
+
     def get_decoder(self) -> nn.Module:
         return self.model.get_decoder()
 
@@ -1220,11 +1291,15 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        eeg_features: torch.Tensor | None = None,
+        eeg_codes: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        text_input_ids: torch.Tensor | None = None,
+        text_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         text_logits_only: bool = False,
-        logits_at_targets: bool | None = None,
+        return_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> NeuroLMCausalLMOutputWithPast:
@@ -1234,17 +1309,21 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             labels: (batch, tokens), aligned with `input_ids`; -100 is ignored. At a placeholder, the label
                 `config.eeg_token_id` stands for that patch's code, which the same channel predicts one second earlier;
                 at text, a text id, which the token before predicts unless that token is EEG.
+            text_input_ids: (texts, tokens), text beside the samples, with a loss on each next token. It is read in a
+                pass of its own, so that samples are not padded to the length of texts.
+            text_attention_mask: (texts, tokens), 1 where a token of the texts is real; padding on the right.
             logits_to_keep: only the last that many positions (0: all), or these positions.
             text_logits_only: leave the code rows out, as generation does.
-            logits_at_targets: with `labels`, give the logits of the positions that have a target, no others. `None`:
-                while training.
+            return_logits: give logits. `None`: unless there are targets and the model is training, for which the
+                logits of a few targets at a time are enough.
             num_items_in_batch: (3,), [`count_loss_items`] summed over all batches of a step: the losses are then this
                 batch's share of the step's. `None`: means over this batch.
 
         All other arguments are those of [`NeuroLMModel.forward`].
         """
+        has_targets = labels is not None or text_input_ids is not None
         needs_codes = self._asks_for_codes(labels)
-        if needs_codes and input_values is None:
+        if needs_codes and input_values is None and eeg_features is None:
             raise ValueError("`labels` ask for the codes of EEG placeholders, but there are no `input_values`.")
         outputs = self.model(
             input_ids=input_ids,
@@ -1258,17 +1337,21 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            # a cache would keep the keys and values of a whole training batch
+            use_cache=False if has_targets and use_cache is None else use_cache,
+            eeg_features=eeg_features,
+            eeg_codes=eeg_codes,
             output_eeg_codes=needs_codes,
             **{**kwargs, "return_dict": True},
         )
         hidden_states = outputs.last_hidden_state
-        targets = target_losses = target_kinds = None
-        losses: dict[str, torch.Tensor | None] = {}
-        if labels is None:
+        logits = None
+        if not (has_targets and self.training) if return_logits is None else return_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self._logits(hidden_states[:, keep], text_logits_only)
-        else:
+        targets = None
+        found = []
+        if labels is not None:
             self._check_labels(labels)
             placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
             targets = self._targets(
@@ -1281,18 +1364,12 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
                 eeg_segment_ids,
                 eeg_attention_mask,
             )
-            wanted = targets != IGNORE_INDEX
-            at_targets = self.training if logits_at_targets is None else logits_at_targets
-            logits = self._logits(hidden_states[wanted] if at_targets else hidden_states)
-            wanted_logits = logits if at_targets else logits[wanted]
-            target_losses = F.cross_entropy(wanted_logits.float(), targets[wanted], reduction="none")
-            target_kinds = self._target_kinds(targets, placeholders)
-            losses = self._losses(target_losses, target_kinds, num_items_in_batch)
+            found.append(_TargetsOfPass(hidden_states, targets, placeholders))
+        if text_input_ids is not None:
+            found.append(self._read_texts(text_input_ids, text_attention_mask))
         return NeuroLMCausalLMOutputWithPast(
-            **losses,
+            **self._losses(found, num_items_in_batch) if found else {},
             targets=targets,
-            target_losses=target_losses,
-            target_kinds=target_kinds,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -1310,35 +1387,98 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         eeg_attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        text_input_ids: torch.Tensor | None = None,
+        text_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """(3,), float32: EEG, answer and text targets of this batch, the losses' denominators.
 
         Arguments as in [`forward`].
         """
-        if labels is None:
-            raise ValueError("Only a batch with `labels` has targets to count.")
-        placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
-        # which code it is changes no count
-        needs_codes = self._asks_for_codes(labels) and eeg_channel_ids is not None
-        codes = torch.zeros_like(cast(torch.Tensor, eeg_channel_ids)) if needs_codes else None
-        targets = self._targets(
-            labels,
-            placeholders,
-            attention_mask,
-            codes,
-            eeg_channel_ids,
-            eeg_time_ids,
-            eeg_segment_ids,
-            eeg_attention_mask,
-        )
-        return _count_kinds(self._target_kinds(targets, placeholders))
+        if labels is None and text_input_ids is None:
+            raise ValueError("Only a batch with `labels` or `text_input_ids` has targets to count.")
+        kinds = []
+        if labels is not None:
+            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            # which code it is changes no count
+            needs_codes = self._asks_for_codes(labels) and eeg_channel_ids is not None
+            codes = torch.zeros_like(cast(torch.Tensor, eeg_channel_ids)) if needs_codes else None
+            targets = self._targets(
+                labels,
+                placeholders,
+                attention_mask,
+                codes,
+                eeg_channel_ids,
+                eeg_time_ids,
+                eeg_segment_ids,
+                eeg_attention_mask,
+            )
+            kinds.append(_target_kinds(targets, placeholders))
+        if text_input_ids is not None:
+            targets = _next_tokens(text_input_ids, text_attention_mask)
+            kinds.append(_target_kinds(targets, torch.zeros_like(targets, dtype=torch.bool)))
+        return _count_kinds(torch.cat(kinds))
 
-    @staticmethod
-    def _target_kinds(targets: torch.Tensor, placeholders: torch.Tensor) -> torch.Tensor:
-        """(targets,): index into `TARGET_KINDS` of each target, sample by sample."""
-        of_text = 2 - placeholders.any(1, keepdim=True).long()
-        return of_text.expand_as(targets).masked_fill(placeholders, 0)[targets != IGNORE_INDEX]
+    def _read_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> "_TargetsOfPass":
+        """A pass over texts alone, (texts, tokens), and what each token should predict."""
+        self._check_labels(input_ids)
+        # without padding there is no mask, and attention may take its fast path
+        padded = attention_mask is not None and not bool(attention_mask.all())
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask if padded else None, use_cache=False, return_dict=True
+        )
+        targets = _next_tokens(input_ids, attention_mask)
+        return _TargetsOfPass(outputs.last_hidden_state, targets, torch.zeros_like(targets, dtype=torch.bool))
+
+    def _losses(
+        self, found: "list[_TargetsOfPass]", num_items_in_batch: torch.Tensor | None
+    ) -> dict[str, torch.Tensor | None]:
+        """The loss, its parts (`None` where this batch has no target of a kind) and the figures of each target."""
+        hidden_states = torch.cat([one.hidden_states for one in found])
+        target_ids, kinds = (torch.cat([getattr(one, name) for one in found]) for name in ("ids", "kinds"))
+        samples = [one.samples for one in found]
+        rows = torch.cat([one.rows + sum(samples[:place]) for place, one in enumerate(found)])
+        items = _count_kinds(kinds)
+        counts = _denominators(items, num_items_in_batch, self.training)
+        weights = (1 / counts)[kinds]
+        loss, losses, hits = self._weigh_targets(hidden_states, target_ids, weights)
+        means = torch.zeros_like(counts).index_add_(0, kinds, losses * weights)
+        parts = {
+            f"{name}_loss": mean if count else None
+            for name, mean, count in zip(TARGET_KINDS, means, items.tolist(), strict=True)
+        }
+        figures = {"target_losses": losses, "target_rows": rows, "target_kinds": kinds, "target_hits": hits}
+        return {"loss": loss, **parts, **figures}
+
+    def _weigh_targets(
+        self, hidden_states: torch.Tensor, target_ids: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weighted sum of the targets' cross-entropies, each of them, and whether the likeliest of its kind is right.
+
+        Args:
+            hidden_states: (targets, hidden_size); target_ids: (targets,), rows of both heads' logits; weights:
+                (targets,), float32.
+        """
+        if type(self.lm_head) is nn.Linear and type(self.code_head) is nn.Linear:
+            inputs = (hidden_states, self.lm_head.weight, self.code_head.weight, target_ids, weights)
+            return _WeighedCrossEntropy.apply(*inputs, torch.is_grad_enabled())
+        # an adapter's layers compute what they like: twice, so that no logits are kept for the gradient
+        losses, hits = zip(
+            *(
+                checkpoint(self._chunk_losses, *chunk, use_reentrant=False)
+                for chunk in zip(hidden_states.split(LOSS_CHUNK), target_ids.split(LOSS_CHUNK), strict=True)
+            ),
+            strict=True,
+        )
+        return (torch.cat(losses) * weights).sum(), torch.cat(losses).detach(), torch.cat(hits)
+
+    def _chunk_losses(
+        self, hidden_states: torch.Tensor, target_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self._logits(hidden_states).float()
+        text, codes = logits.detach().split([self.lm_head.out_features, self.code_head.out_features], dim=1)
+        hits = _likeliest_of_kind(text, codes, target_ids) == target_ids
+        return F.cross_entropy(logits, target_ids, reduction="none"), hits
 
     def _logits(self, hidden_states: torch.Tensor, text_only: bool = False) -> torch.Tensor:
         text_logits = self.lm_head(hidden_states)
@@ -1367,21 +1507,15 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         eeg_attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """(batch, tokens): the row of the logits that each token should predict, -100 for none."""
-        targets = self._text_targets(labels, placeholders, attention_mask)
+        mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
+        targets = _next_tokens(labels, mask)
+        # no patch predicts a word, and no word a patch
+        targets[:, :-1].masked_fill_(placeholders[:, :-1] | placeholders[:, 1:], IGNORE_INDEX)
         if codes is None or eeg_channel_ids is None or eeg_time_ids is None:
             return targets
         predictors = previous_second(eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
         eeg_targets = self._eeg_targets(labels, placeholders, codes, predictors, eeg_attention_mask)
         return torch.where(eeg_targets != IGNORE_INDEX, eeg_targets, targets)
-
-    @staticmethod
-    def _text_targets(labels: torch.Tensor, placeholders: torch.Tensor, attention_mask: Any) -> torch.Tensor:
-        """(batch, tokens): what each text token predicts, the next text token."""
-        targets = torch.full_like(labels, IGNORE_INDEX)
-        targets[:, :-1] = labels[:, 1:].masked_fill(placeholders[:, :-1] | placeholders[:, 1:], IGNORE_INDEX)
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            targets = targets.masked_fill(attention_mask == 0, IGNORE_INDEX)
-        return targets
 
     def _eeg_targets(
         self,
@@ -1400,26 +1534,83 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         targets = torch.full_like(labels, IGNORE_INDEX)
         return targets.masked_scatter(placeholders, patch_targets[real])
 
-    def _losses(
-        self, target_losses: torch.Tensor, target_kinds: torch.Tensor, num_items_in_batch: torch.Tensor | None
-    ) -> dict[str, torch.Tensor | None]:
-        """All together, and that of each kind; `None` where this batch has no target of a kind."""
-        items = _count_kinds(target_kinds)
-        counts = _denominators(items, num_items_in_batch, self.training)
-        # summed up even where there is no target: gradients must reach the same parameters on all ranks
-        sums = torch.stack([target_losses[target_kinds == kind].sum() for kind in range(len(TARGET_KINDS))])
-        means = sums / counts
-        parts = {
-            f"{name}_loss": mean if count else None
-            for name, mean, count in zip(TARGET_KINDS, means, items.tolist(), strict=True)
-        }
-        return {"loss": means.sum(), **parts}
-
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, text only. Warns when EEG is asked about before any instruction tuning."""
         if kwargs.get("input_values") is not None:
             self.warn_if_untuned()
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def score_answers(
+        self,
+        answers: Sequence[Sequence[int]],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        **eeg: Any,
+    ) -> torch.Tensor:
+        """How likely each answer is after the prompt: EEG, prompt and all answers are read in one pass.
+
+        The answers stand behind the prompt, side by side: each sees the prompt and itself, at the positions that it
+        would have alone, and only the places that predict one of its tokens reach the head.
+
+        Args:
+            answers: token ids of each, one or more, with its end of text where that counts.
+            input_ids, attention_mask, mm_token_type_ids: prompts (batch, tokens), padded on either side, as the
+                processor gives them.
+            eeg: the other inputs of [`forward`]: `input_values` or `eeg_features`, and the ids.
+
+        Returns:
+            (batch, answers), float32: log-likelihoods among text tokens.
+
+        Raises:
+            ValueError: no answer, or an empty one.
+        """
+        if not answers or not all(answers):
+            raise ValueError("Answers to score are lists of one token id or more.")
+        tree = _AnswerTree(answers, input_ids.shape[1], input_ids.device)
+        window = getattr(self.config.get_text_config(), "sliding_window", None)
+        if len(answers) > 1 and window is not None and len(tree.branches) > window:
+            # a window counts tokens, and answers before this one would push it away from the prompt
+            alone = ([answer] for answer in answers)
+            given = (input_ids, attention_mask, mm_token_type_ids)
+            return torch.cat([self.score_answers(one, *given, **eeg) for one in alone], dim=1)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if mm_token_type_ids is None and eeg.get("eeg_time_ids") is not None:
+            ids = (eeg.get(f"eeg_{name}") for name in ("time_ids", "segment_ids", "attention_mask"))
+            mm_token_type_ids = block_ids(self.model.get_placeholder_mask(input_ids), *cast(Any, ids))
+        positions = positions_from_blocks(real.bool(), mm_token_type_ids)
+        tokens = tree.tokens.expand(len(input_ids), -1)
+        last = (real * torch.arange(input_ids.shape[1], device=real.device)).argmax(1, keepdim=True)
+        places = torch.cat([last, tree.places.expand_as(tokens)], dim=1)
+
+        input_ids = torch.cat([input_ids, tokens], dim=1)
+        if mm_token_type_ids is not None:
+            mm_token_type_ids = F.pad(mm_token_type_ids, (0, tokens.shape[1]))
+        mask = self.create_masks_for_generate(
+            self.config,
+            inputs_embeds=self.get_input_embeddings()(input_ids),
+            attention_mask=torch.cat([real, torch.ones_like(tokens)], dim=1),
+            past_key_values=None,
+            mm_token_type_ids=mm_token_type_ids,
+            and_mask_function=tree.sees,
+        )
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            mm_token_type_ids=mm_token_type_ids,
+            position_ids=torch.cat([positions, positions.max(1, keepdim=True).values + 1 + tree.steps], dim=1),
+            use_cache=False,
+            return_dict=True,
+            **eeg,
+        )
+        hidden_states = outputs.last_hidden_state
+        scored = hidden_states.gather(1, places[..., None].expand(-1, -1, hidden_states.shape[-1]))
+        likelihoods = F.log_softmax(self.lm_head(scored).float(), dim=-1)
+        scores = [
+            likelihoods[:, predictors, list(answer)].sum(1)
+            for answer, predictors in zip(answers, tree.predictors, strict=True)
+        ]
+        return torch.stack(scores, dim=1)
 
     def warn_if_untuned(self) -> None:
         """Says that answers have no meaning where the checkpoint was never instruction-tuned.
@@ -1488,9 +1679,13 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None,
         position_ids: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
+        and_mask_function: Callable | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | dict | None:
-        """The staircase: patches of one block see each other, all else is causal, padding is never seen."""
+        """The staircase: patches of one block see each other, all else is causal, padding is never seen.
+
+        `and_mask_function` (batch, head, query, key) -> bool takes more from what text sees.
+        """
         if "flash" in (config.get_text_config()._attn_implementation or ""):
             raise ValueError("Flash attention ignores the staircase of EEG blocks; use `sdpa` or `eager`.")
         blocks = None
@@ -1505,6 +1700,7 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=None,
+            and_mask_function=and_mask_function,
             block_sequence_ids=blocks,
         )
 
@@ -1692,22 +1888,33 @@ def _check_patches(
     segment_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """Shapes, and seconds that count from 0 without gaps in every segment; returns the mask as booleans."""
+    """Patches of the right size, and ids that fit them; returns the mask as booleans."""
     if input_values.ndim != 3 or input_values.shape[-1] != config.patch_size:
         raise ValueError(
             f"`input_values` must have the shape (batch, patches, {config.patch_size}), got "
             f"{tuple(input_values.shape)}."
         )
+    return _check_ids(config, input_values.shape[:2], channel_ids, time_ids, segment_ids, attention_mask)
+
+
+def _check_ids(
+    config: NeuroLMVQConfig,
+    shape: torch.Size,
+    channel_ids: torch.Tensor,
+    time_ids: torch.Tensor,
+    segment_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """Ids of (batch, patches) = `shape`, and seconds as the model takes them; returns the mask as booleans."""
     for name, ids in (
         ("eeg_channel_ids", channel_ids),
         ("eeg_time_ids", time_ids),
         ("eeg_segment_ids", segment_ids),
         ("eeg_attention_mask", attention_mask),
     ):
-        if ids is not None and ids.shape != input_values.shape[:2]:
+        if ids is not None and ids.shape != shape:
             raise ValueError(
-                f"`{name}` must have the shape (batch, patches) = {tuple(input_values.shape[:2])}, got "
-                f"{tuple(ids.shape)}."
+                f"`{name}` must have the shape (batch, patches) = {tuple(shape)}, got {tuple(ids.shape)}."
             )
     mask = None if attention_mask is None else attention_mask.bool()
     if torch.compiler.is_compiling() or time_ids.numel() == 0:
@@ -1736,15 +1943,15 @@ def _check_patches(
 
 
 def _check_placeholders(
-    placeholders: torch.Tensor, input_values: torch.Tensor, attention_mask: torch.Tensor | None
+    placeholders: torch.Tensor, eeg_time_ids: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> None:
     """Every row must have as many placeholders as patches: a surplus in one would shift the EEG of the next."""
     if torch.compiler.is_compiling():
         return
-    if len(placeholders) != len(input_values):
-        raise ValueError(f"`input_ids` have {len(placeholders)} rows, `input_values` {len(input_values)}.")
+    if len(placeholders) != len(eeg_time_ids):
+        raise ValueError(f"`input_ids` have {len(placeholders)} rows, the EEG has {len(eeg_time_ids)}.")
     tokens = placeholders.sum(1)
-    patches = torch.full_like(tokens, input_values.shape[1]) if attention_mask is None else attention_mask.sum(1)
+    patches = torch.full_like(tokens, eeg_time_ids.shape[1]) if attention_mask is None else attention_mask.sum(1)
     wrong = (tokens != patches).nonzero()
     if len(wrong):
         row = int(wrong[0])
@@ -1775,6 +1982,168 @@ def _denominators(items: torch.Tensor, num_items_in_batch: torch.Tensor | None, 
         counts = counts / dist.get_world_size()
     # one where there are none: the sum is zero
     return torch.where(counts > 0, counts, 1.0)
+
+
+def _next_tokens(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(batch, tokens): the label of the next token, -100 at the last one, before padding and at padding."""
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    if attention_mask is None:
+        return targets
+    real = attention_mask.bool()
+    return targets.masked_fill(~(real & F.pad(real[:, 1:], (0, 1))), IGNORE_INDEX)
+
+
+def _target_kinds(targets: torch.Tensor, placeholders: torch.Tensor) -> torch.Tensor:
+    """(targets,): index into `TARGET_KINDS` of each target of (batch, tokens), sample by sample."""
+    of_text = 2 - placeholders.any(1, keepdim=True).long()
+    return of_text.expand_as(targets).masked_fill(placeholders, 0)[targets != IGNORE_INDEX]
+
+
+class _AnswerTree:
+    """Answers side by side behind a prompt of `length` tokens; their last tokens, which predict nothing, are left out.
+
+    Attributes:
+        tokens, steps, places (tokens,): the answers' tokens, how far each is into its answer, where it stands.
+        branches (length + tokens,): 0 for the prompt, 1, 2, ... for the answers.
+        predictors: for each answer, which of (last token of the prompt, *tokens) predict its tokens.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[int]], length: int, device: torch.device):
+        sizes = [len(answer) - 1 for answer in answers]
+        self.tokens = torch.tensor([token for answer in answers for token in answer[:-1]], device=device).long()
+        self.steps = torch.tensor([step for size in sizes for step in range(size)], device=device).long()
+        self.places = torch.arange(length, length + sum(sizes), device=device)
+        branch_sizes = torch.tensor([length, *sizes], device=device)
+        self.branches = torch.arange(len(branch_sizes), device=device).repeat_interleave(branch_sizes)
+        starts = [1 + sum(sizes[:place]) for place in range(len(sizes))]
+        self.predictors = [[0, *range(start, start + size)] for start, size in zip(starts, sizes, strict=True)]
+
+    def sees(self, batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """An answer sees the prompt and itself."""
+        return (self.branches[key] == 0) | (self.branches[key] == self.branches[query])
+
+
+class _TargetsOfPass:
+    """The targets of one pass of the language model, one after the other.
+
+    Attributes:
+        hidden_states (targets, hidden_size): what predicts them.
+        ids (targets,): rows of the logits.
+        rows (targets,): sample of each.
+        kinds (targets,): index into `TARGET_KINDS`.
+        samples: how many samples the pass had.
+    """
+
+    def __init__(self, hidden_states: torch.Tensor, targets: torch.Tensor, placeholders: torch.Tensor):
+        wanted = targets != IGNORE_INDEX
+        self.hidden_states = hidden_states[wanted]
+        self.ids = targets[wanted]
+        self.rows = wanted.nonzero()[:, 0]
+        self.kinds = _target_kinds(targets, placeholders)
+        self.samples = len(targets)
+
+
+class _WeighedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy over two heads under one softmax, a chunk of targets at a time, its gradient in the same pass.
+
+    The logits of all targets never exist together, and none are computed a second time: the weight of each target is
+    known, and so is the gradient of the sum as soon as a chunk's logits are.
+
+    Inputs:
+        hidden_states (targets, hidden_size); text_rows (vocab_size, hidden_size) and code_rows (codebook_size,
+        hidden_size): the heads' weights; target_ids (targets,), codes behind text; weights (targets,), float32;
+        whether a gradient may be asked for, which an autograd function cannot see by itself.
+    Outputs:
+        the weighted sum (), which has a gradient; the cross-entropies (targets,), float32; whether the likeliest row
+        of the target's own head is the target (targets,).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_states: torch.Tensor,
+        text_rows: torch.Tensor,
+        code_rows: torch.Tensor,
+        target_ids: torch.Tensor,
+        weights: torch.Tensor,
+        with_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        device = hidden_states.device.type
+        mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else text_rows.dtype
+        inputs = (hidden_states, text_rows, code_rows)
+        # a gradient is summed over chunks in the precision of what it belongs to
+        gradients = [
+            torch.zeros_like(given) if needed and with_gradient else None
+            for given, needed in zip(inputs, ctx.needs_input_grad, strict=False)
+        ]
+        losses, hits = weights.new_empty(len(target_ids)), torch.empty_like(target_ids, dtype=torch.bool)
+        with torch.autocast(device, enabled=False):
+            hidden, text, code = (given.to(dtype) for given in inputs)
+            for start in range(0, len(target_ids), LOSS_CHUNK):
+                chunk = slice(start, start + LOSS_CHUNK)
+                losses[chunk], hits[chunk] = _cross_entropy_chunk(
+                    hidden[chunk], text, code, target_ids[chunk], weights[chunk], gradients, chunk
+                )
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(losses, hits)
+        return (losses * weights).sum(), losses, hits
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scaled = (None if gradient is None else gradient * upstream[0].to(gradient) for gradient in ctx.saved_tensors)
+        return (*scaled, None, None, None)
+
+
+def _cross_entropy_chunk(
+    hidden_states: torch.Tensor,
+    text_rows: torch.Tensor,
+    code_rows: torch.Tensor,
+    target_ids: torch.Tensor,
+    weights: torch.Tensor,
+    gradients: list[torch.Tensor | None],
+    chunk: slice,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropies and hits of some targets; adds to the gradients of hidden states, text and code rows."""
+    logits = [(hidden_states @ rows.T).float() for rows in (text_rows, code_rows)]
+    hits = _likeliest_of_kind(logits[0], logits[1], target_ids) == target_ids
+    largest = torch.maximum(*(part.amax(1) for part in logits))
+    offsets = (0, len(text_rows))
+    own = torch.zeros_like(weights)
+    total = torch.zeros_like(weights)
+    for part, offset in zip(logits, offsets, strict=True):
+        inside, place = _places(target_ids, part, offset)
+        own += torch.where(inside, part.gather(1, place[:, None]).squeeze(1), 0.0)
+        total += part.sub_(largest[:, None]).exp_().sum(1)
+    losses = largest + total.log() - own
+    if all(gradient is None for gradient in gradients):
+        return losses, hits
+    of_hidden = None if gradients[0] is None else gradients[0][chunk]
+    for part, offset, rows, of_rows in zip(logits, offsets, (text_rows, code_rows), gradients[1:], strict=True):
+        inside, place = _places(target_ids, part, offset)
+        # softmax minus one at the target, weighed
+        part.mul_((weights / total)[:, None])
+        part.scatter_add_(1, place[:, None], torch.where(inside, -weights, 0.0)[:, None])
+        error = part.to(hidden_states.dtype)
+        if of_hidden is not None:
+            of_hidden += error @ rows
+        if of_rows is not None and of_rows.dtype == error.dtype:
+            of_rows.addmm_(error.T, hidden_states)
+        elif of_rows is not None:
+            of_rows += error.T @ hidden_states
+    return losses, hits
+
+
+def _places(target_ids: torch.Tensor, logits: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which targets are among the columns of these logits, and where; column 0 for the others."""
+    inside = (target_ids >= offset) & (target_ids < offset + logits.shape[1])
+    return inside, torch.where(inside, target_ids - offset, 0)
+
+
+def _likeliest_of_kind(text: torch.Tensor, codes: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    """(targets,): the likeliest code where the target is a code, the likeliest word where it is a word."""
+    is_text = target_ids < text.shape[1]
+    return torch.where(is_text, text.argmax(1), codes.argmax(1) + text.shape[1])
 
 
 def _count_kinds(target_kinds: torch.Tensor) -> torch.Tensor:

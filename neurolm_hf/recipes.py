@@ -12,6 +12,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
+from .devices import require_deepspeed, settle_deepspeed
+
 
 Options = TypeVar("Options")
 
@@ -48,7 +50,10 @@ EXPLAINED = frozenset(
 # What NeuroLM's training settles by itself: another value would be ignored, or would end a run that is under way.
 SETTLED: dict[str, tuple[Any, str]] = {
     "remove_unused_columns": (False, "the collators read the columns"),
-    "train_sampling_strategy": ("random", "prepared sets have an order of their own, another one each epoch"),
+    "train_sampling_strategy": (
+        "random",
+        "steps are drawn anew each epoch, and within a step windows of like length come together",
+    ),
     "label_smoothing_factor": (0, "the losses are defined without smoothing"),
     "auto_find_batch_size": (False, "the windows of a step must stay as many; lower per_device_train_batch_size"),
     "resume_from_checkpoint": (None, "the same command goes on from its last checkpoint by itself"),
@@ -111,10 +116,13 @@ class StageTrainingArguments(TrainingArguments):
             self.bf16 = not (self.use_cpu or self.fp16) and is_torch_bf16_gpu_available()
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
+        if self.deepspeed is not None:
+            require_deepspeed()
         super().__post_init__()
         self.dataloader_pin_memory &= self.device.type == "cuda"
         if self.total_train_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation(self.total_train_batch_size)
+        settle_deepspeed(self)
 
     def _accumulation(self, total: int) -> int:
         """Micro-batches of a step of `total` windows."""

@@ -17,35 +17,41 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import SaveStrategy
 
+from .devices import sharding
 
-def check_resources(model: nn.Module, args: TrainingArguments, *, longest_row: int, steps: int) -> None:
+
+def check_resources(
+    model: nn.Module, args: TrainingArguments, *, longest_row: int, text_tokens: int = 0, steps: int
+) -> None:
     """Compares what a training needs at the least with what is free.
 
     Sharded and offloaded models (DeepSpeed, FSDP) are checked for disk alone.
 
     Args:
         model: before the Trainer has moved it; with its adapters.
-        longest_row: patches and text tokens of the longest row, to which a batch is padded.
+        longest_row: patches of the longest row, with its question; to that a batch is padded.
+        text_tokens: of the texts that the model reads beside a micro-batch.
         steps: optimiser steps of the whole training.
 
     Raises:
         ValueError: memory or disk cannot suffice; with both figures and what to change.
     """
-    if not (args.deepspeed or args.fsdp):
-        _check_memory(model, args, longest_row)
+    if sharding(args) is None:
+        _check_memory(model, args, longest_row, text_tokens)
     if args.should_save:
         _check_disk(model, args, steps)
 
 
-def memory_needed(model: nn.Module, args: TrainingArguments, longest_row: int) -> dict[str, int]:
+def memory_needed(model: nn.Module, args: TrainingArguments, longest_row: int, text_tokens: int = 0) -> dict[str, int]:
     """Bytes that training takes on the device, at the least, by what they are for.
 
     - weights: all parameters and buffers; those that are on the device already are not counted.
     - gradients: one for each trainable parameter.
     - optimiser: two moments of a trainable parameter with AdamW (less in 8 or 4 bits), none with any other.
     - activations: inputs of the trainable matrices in the transformer layers, for one micro-batch padded to the
-      longest row. Matrices of equal width in one part of a layer count once, for they may share their input. With
-      activation checkpointing: the input of each layer. Attention, norms, convolutions and logits are left out.
+      longest row, and for the text beside it. Matrices of equal width in one part of a layer count once, for they may
+      share their input. With activation checkpointing: the input of each layer. Attention, norms, convolutions and
+      logits are left out.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     held = [*model.parameters(), *model.buffers()]
@@ -53,18 +59,20 @@ def memory_needed(model: nn.Module, args: TrainingArguments, longest_row: int) -
         "weights": _bytes([tensor for tensor in held if tensor.device.type != args.device.type]),
         "gradients": _bytes(trainable),
         "optimiser": _optimizer_bytes(args, trainable),
-        "activations": args.per_device_train_batch_size * longest_row * _activation_bytes(model, args),
+        "activations": (args.per_device_train_batch_size * longest_row + text_tokens) * _activation_bytes(model, args),
     }
 
 
 def disk_needed(model: nn.Module, args: TrainingArguments, steps: int) -> tuple[int, int]:
     """(bytes of one checkpoint, how many there are at once at the most).
 
-    A checkpoint holds the weights (those of the adapters, where there are some) and the optimiser's state. It is
-    written before an older one is removed.
+    A checkpoint holds the weights (those of the adapters, where there are some) and the optimiser's state, DeepSpeed's
+    in float32 and with trained weights of its own. It is written before an older one is removed.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     checkpoint = _bytes(_saved_tensors(model)) + _optimizer_bytes(args, trainable)
+    if args.deepspeed_plugin is not None:
+        checkpoint += 4 * sum(parameter.numel() for parameter in trainable)
     count = 1  # the last step is always saved
     if args.save_strategy == SaveStrategy.STEPS:
         every = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
@@ -88,12 +96,13 @@ def free_memory(device: torch.device) -> int:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _check_memory(model: nn.Module, args: TrainingArguments, longest_row: int) -> None:
-    needed, free = memory_needed(model, args, longest_row), free_memory(args.device)
+def _check_memory(model: nn.Module, args: TrainingArguments, longest_row: int, text_tokens: int) -> None:
+    needed, free = memory_needed(model, args, longest_row, text_tokens), free_memory(args.device)
     if sum(needed.values()) <= free:
         return
     parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in needed.items() if size)
     rows = args.per_device_train_batch_size
+    text = f", {text_tokens} tokens of text beside them" if text_tokens else ""
     remedies = ["tune with LoRA, which needs gradients and optimiser for the adapters alone"]
     if not args.activation_checkpointing:
         remedies.insert(0, "set activation_checkpointing")
@@ -101,8 +110,8 @@ def _check_memory(model: nn.Module, args: TrainingArguments, longest_row: int) -
         remedies.insert(0, "lower per_device_train_batch_size and raise gradient_accumulation_steps as much")
     raise ValueError(
         f"Training needs at least {_gigabytes(sum(needed.values()))} on {args.device}, and {_gigabytes(free)} are "
-        f"free ({parts}; {rows} rows of {longest_row} tokens in a micro-batch). To fit: {'; or '.join(remedies)}; or "
-        "use a smaller model."
+        f"free ({parts}; {rows} rows of {longest_row} tokens in a micro-batch{text}). To fit: "
+        f"{'; or '.join(remedies)}; or use a smaller model."
     )
 
 

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .checkpoints import checkpoint_step, last_complete_checkpoint, remove_incomplete
+from .devices import sharding
 from .storage import TEMPORARY, write_text
 
 
@@ -43,7 +44,9 @@ DECIDING_ARGUMENTS = (
 )
 
 
-def run_training(trainer: Trainer, settings: Mapping[str, Any]) -> signal.Signals | None:
+def run_training(
+    trainer: Trainer, settings: Mapping[str, Any], prepare: Callable[[], None] = lambda: None
+) -> signal.Signals | None:
     """Trains to the end, or until SIGTERM or SIGINT; goes on from the last complete checkpoint where there is one.
 
     A run that has ended is not trained again: `trainer.model` gets its final weights (the best ones with
@@ -52,6 +55,7 @@ def run_training(trainer: Trainer, settings: Mapping[str, Any]) -> signal.Signal
     Args:
         trainer: with the model as it was when the run began.
         settings: what decides the result beside the training arguments: data, model, augmentation. JSON values.
+        prepare: called on every process once the folder is the run's, before anything is trained. A signal ends it.
 
     Returns:
         None when the training has ended; the signal that stopped it before, after a checkpoint was saved.
@@ -63,7 +67,7 @@ def run_training(trainer: Trainer, settings: Mapping[str, Any]) -> signal.Signal
     """
     _check_arguments(trainer.args)
     with ExitStack() as held:
-        return _run(trainer, settings, held)
+        return _run(trainer, settings, prepare, held)
 
 
 @contextmanager
@@ -96,7 +100,9 @@ def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
         yield
 
 
-def _run(trainer: Trainer, settings: Mapping[str, Any], held: ExitStack) -> signal.Signals | None:
+def _run(
+    trainer: Trainer, settings: Mapping[str, Any], prepare: Callable[[], None], held: ExitStack
+) -> signal.Signals | None:
     """`run_training`, with a lock on the folder that `held` gives back."""
     args = trainer.args
     output_dir = Path(args.output_dir or ".")
@@ -108,6 +114,7 @@ def _run(trainer: Trainer, settings: Mapping[str, Any], held: ExitStack) -> sign
             step = 0 if last is None else checkpoint_step(last)
             remove_incomplete(output_dir, after=step)
             _forget_skipped(output_dir / SKIPPED_BATCHES, after=step)
+    prepare()
     if last is not None:
         state = TrainerState.load_from_json(str(last / "trainer_state.json"))
         if _has_ended(state):
@@ -157,9 +164,14 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> None:
 
 
 def deciding_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """The training arguments that decide which weights come out, as JSON values."""
+    """The training arguments that decide which weights come out, as JSON values.
+
+    And how the run's state is shared out, if it is: only the same strategy can read its checkpoints, ZeRO's only as
+    many processes.
+    """
     values = args.to_dict()
-    return {name: values[name] for name in DECIDING_ARGUMENTS} | {"total_train_batch_size": windows_of_a_step(args)}
+    deciding = {name: values[name] for name in DECIDING_ARGUMENTS} | {"total_train_batch_size": windows_of_a_step(args)}
+    return deciding if (shared := sharding(args)) is None else deciding | {"sharding": shared}
 
 
 def windows_of_a_step(args: TrainingArguments) -> int:
@@ -264,6 +276,9 @@ def _check_arguments(args: TrainingArguments) -> None:
         "enable_jit_checkpoint must be False: SIGTERM saves a checkpoint anyway": args.enable_jit_checkpoint,
         "restore_callback_states_from_checkpoint must be True: early stopping must go on counting": (
             not args.restore_callback_states_from_checkpoint
+        ),
+        "save_on_each_node must be False: a run has one folder, on a disk that all its nodes share": (
+            args.save_on_each_node
         ),
         "save_strategy must not be 'best': the last step is needed to go on; use load_best_model_at_end": (
             args.save_strategy == SaveStrategy.BEST

@@ -7,26 +7,30 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
 from . import __version__
 from .checkpoints import WRITE_ERRORS, final_files_failed
 from .collators import RecipeMismatchError
 from .dataset_card import read_description
+from .feature_cache import FEATURES, FeatureCache, compute_features, precision_of
+from .modeling_neurolm import NeuroLMModel
 from .prepared_set import prepared_task, read_object, to_json
 from .processing_neurolm import EEGFeatureExtractor
 from .resources import check_resources
 from .running import locked, run_training, windows_of_a_step
 from .starting_models import describe_source
-from .storage import load_prepared, write_text
+from .storage import load_prepared, signal_lengths, write_text
 from .tasks import Task
 from .text import load_text_blocks, vocabulary_hash
 from .training import NeuroLMTrainer
@@ -41,9 +45,9 @@ HELD_OUT_SHARE, MOST_HELD_OUT = 20, 64
 TRACEBACK = "NEUROLM_TRACEBACK"
 # Options that name weights or a tokenizer to start from.
 STARTING_POINTS = ("model", "vq", "text_model", "text_tokenizer")
-# Options that do not decide which run this is: data are told by what they hold, and a run that a bad row has stopped
-# may go on without it.
-NOT_SETTINGS = ("train_data", "text_data", "skip_bad_rows", "skip_bad_batches")
+# Options that do not decide which run this is: data are told by what they hold, a run that a bad row has stopped may
+# go on without it, and features that are kept are those that are computed each time.
+NOT_SETTINGS = ("train_data", "text_data", "skip_bad_rows", "skip_bad_batches", "cache_eeg_features")
 
 
 @dataclass
@@ -98,6 +102,19 @@ class TextModelOptions(StageOptions):
     )
 
 
+@dataclass
+class LanguageModelOptions(TextModelOptions):
+    """Options of a stage that trains a language model behind an EEG encoder."""
+
+    cache_eeg_features: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the frozen encoder's features of each window once and keep them in "
+            "OUTPUT_DIR/eeg_features: patches x width x 4 bytes, 0.8 MB for 256 patches of the paper's encoder."
+        },
+    )
+
+
 @dataclass(frozen=True)
 class StageData:
     """Opened prepared sets.
@@ -126,10 +143,7 @@ class StageData:
 
     def longest_row(self) -> int:
         """Patches of the longest training window."""
-        import pyarrow.compute as pc
-
-        samples = [pc.max(pc.list_value_length(rows.data.column("signal"))).as_py() for rows, _ in self.train]
-        return max(samples) // self.feature_extractor.patch_size
+        return max(int(signal_lengths(rows).max()) for rows, _ in self.train) // self.feature_extractor.patch_size
 
 
 def open_sets(options: StageOptions, args: TrainingArguments, with_tasks: bool) -> StageData:
@@ -264,7 +278,9 @@ def held_out_text(options: StageOptions, data: StageData, texts: Mapping[str, An
     return {"text_blocks": blocks.select(range(len(blocks) - held, len(blocks))), "texts_per_row": share}
 
 
-def training_set(data: StageData, options: StageOptions, args: TrainingArguments) -> TrainingSet:
+def training_set(
+    data: StageData, options: StageOptions, args: TrainingArguments, features: Sequence[FeatureCache] | None = None
+) -> TrainingSet:
     """The training rows in the order of the run's seed. Those that are left out are listed in the run's folder."""
     return TrainingSet(
         data.train,
@@ -274,14 +290,57 @@ def training_set(data: StageData, options: StageOptions, args: TrainingArguments
         on_bad_row="skip" if options.skip_bad_rows else "raise",
         names=data.train_folders,
         skipped_file=Path(args.output_dir or ".") / SKIPPED_ROWS,
+        features=features,
     )
 
 
-def validation_set(data: StageData) -> TrainingSet | None:
+def validation_set(data: StageData, features: Sequence[FeatureCache] | None = None) -> TrainingSet | None:
     """The validation rows, in an order that stays."""
     if not data.validation:
         return None
-    return TrainingSet(data.validation, data.feature_extractor, names=data.validation_folders)
+    return TrainingSet(data.validation, data.feature_extractor, names=data.validation_folders, features=features)
+
+
+def feature_caches(
+    model: Any, data: StageData, options: StageOptions, args: TrainingArguments
+) -> Iterator[list[FeatureCache] | None]:
+    """Of the training sets and of the validation sets, if features are to be kept.
+
+    Raises:
+        ValueError: this model's features cannot be.
+    """
+    wanted = isinstance(options, LanguageModelOptions) and options.cache_eeg_features
+    if wanted and is_deepspeed_zero3_enabled():
+        raise ValueError("ZeRO-3 leaves no process a whole EEG encoder: leave --cache-eeg-features out, or use ZeRO-2")
+    fingerprints = dict(zip(data.train_folders, [one["fingerprint"] for one in data.description], strict=True))
+    folder = Path(args.output_dir or ".") / FEATURES
+    for split, parts, names in (
+        ("train", data.train, data.train_folders),
+        ("validation", data.validation, data.validation_folders),
+    ):
+        yield (
+            [
+                FeatureCache(
+                    folder,
+                    rows,
+                    name,
+                    fingerprint=f"{split} {fingerprints[name]}",
+                    feature_extractor=data.feature_extractor,
+                    model=bare_language_model(model),
+                    precision=precision_of(args),
+                    with_codes=task is None,
+                )
+                for (rows, task), name in zip(parts, names, strict=True)
+            ]
+            if wanted
+            else None
+        )
+
+
+def bare_language_model(model: Any) -> NeuroLMModel:
+    """The language model without its heads and adapters."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return whole.base_model
 
 
 def optimizer_steps(args: TrainingArguments, data: StageData) -> int:
@@ -297,6 +356,7 @@ def make_trainer(
     options: StageOptions,
     data: StageData,
     longest_row: int,
+    text_tokens: int = 0,
     *,
     callbacks: Sequence[TrainerCallback] = (),
     **kwargs: Any,
@@ -304,19 +364,23 @@ def make_trainer(
     """The trainer of a stage. Looks at memory and disk first, while the model is where it was made.
 
     Args:
-        longest_row: tokens of the longest row of a batch.
+        longest_row: tokens of the longest row of EEG, with its question.
+        text_tokens: of the texts that the model reads beside a micro-batch.
         callbacks: beside early stopping.
         kwargs: NeuroLMTrainer's: collators, processor, answer sets.
 
     Raises:
-        ValueError: memory or disk cannot suffice, or early stopping without anything to judge by.
+        ValueError: memory or disk cannot suffice, features that cannot be kept, or early stopping without anything to
+            judge by.
     """
-    check_resources(model, args, longest_row=longest_row, steps=optimizer_steps(args, data))
+    steps = optimizer_steps(args, data)
+    train_features, validation_features = feature_caches(model, data, options, args)
+    check_resources(model, args, longest_row=longest_row, text_tokens=text_tokens, steps=steps)
     return NeuroLMTrainer(
         model=model,
         args=args,
-        train_dataset=training_set(data, options, args),
-        eval_dataset=validation_set(data),
+        train_dataset=training_set(data, options, args, train_features),
+        eval_dataset=validation_set(data, validation_features),
         callbacks=[*early_stopping(options, args), *callbacks],
         skip_bad_batches=options.skip_bad_batches,
         **kwargs,
@@ -345,7 +409,8 @@ def train(trainer: NeuroLMTrainer, options: StageOptions, data: StageData) -> in
     settings = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
     starts = {name: describe_source(settings[name]) for name in STARTING_POINTS if settings.get(name) is not None}
     text = None if options.text_data is None else _describe_text(options.text_data)
-    stopped = run_training(trainer, {**settings, **starts, "data": data.description, "text": text})
+    prepare = partial(_compute_features, trainer, options.skip_bad_rows)
+    stopped = run_training(trainer, {**settings, **starts, "data": data.description, "text": text}, prepare)
     return 0 if stopped is None else 128 + stopped
 
 
@@ -410,9 +475,11 @@ def finish(
     print(f"model    {output}\nfigures  {output / RESULTS}")
 
 
-def longest_text(texts: Mapping[str, Any]) -> int:
-    """Tokens of a block of what `open_text` gave; 0 without text."""
-    return len(texts["text_blocks"][0]["input_ids"]) if texts else 0
+def text_tokens(texts: Mapping[str, Any], args: TrainingArguments) -> int:
+    """Tokens of text that what `open_text` gave puts beside a micro-batch, on average; 0 without text."""
+    if not texts:
+        return 0
+    return math.ceil(len(texts["text_blocks"][0]["input_ids"]) * texts["texts_per_row"] * args.train_batch_size)
 
 
 def exit_status(stage: Callable[[], int]) -> int:
@@ -430,6 +497,15 @@ def exit_status(stage: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("Stopped. Start the same command again to go on from the last checkpoint.", file=sys.stderr)
         return 130
+
+
+def _compute_features(trainer: NeuroLMTrainer, skip_bad_rows: bool) -> None:
+    """Those that the trainer's sets keep, if they do, on all processes."""
+    sets: tuple[Any, ...] = (trainer.train_dataset, trainer.eval_dataset)
+    caches = [cache for rows in sets if rows is not None for cache in rows.features or ()]
+    if caches:
+        compute_features(caches, bare_language_model(trainer.model), trainer.args, skip_bad_rows)
+        trainer.accelerator.wait_for_everyone()
 
 
 def _message(error: Exception) -> str:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 ROWS_A_GROUP = 64
+# How many rows' lengths are asked for at a time: a selection of rows is copied for it, anything else is not.
+ROWS_A_LOOK = 1024
 # What `preparation.json` says about the storage.
 STORAGE = {
     "signal": "float16, channel after channel",
@@ -158,6 +160,21 @@ def row_signal(row: Mapping[str, Any]) -> NDArray[np.float32]:
         where = f"{row.get('recording', 'a window')} at {float(row.get('start', 0.0)):g} s"
         raise ValueError(f"{where}: {signal.size} values of signal do not divide into {count} channels.")
     return signal.reshape(count, -1)
+
+
+def signal_lengths(rows: Any) -> NDArray[np.int64]:
+    """How many values the signal of each row has (rows,), without reading any from the disk; 0 where there is none.
+
+    Args:
+        rows: what [`load_prepared`] returns, or a list.
+    """
+    if isinstance(rows, list):
+        return np.array([np.size(row["signal"]) if row and "signal" in row else 0 for row in rows], dtype=np.int64)
+    import pyarrow.compute as pc
+
+    tables = rows.select_columns("signal").with_format("arrow").iter(ROWS_A_LOOK)
+    lengths = [pc.fill_null(pc.list_value_length(table["signal"]), 0).to_numpy() for table in tables]
+    return np.concatenate(lengths).astype(np.int64)
 
 
 class ShardWriter:

@@ -3,13 +3,12 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollator,
     EvalPrediction,
@@ -20,16 +19,18 @@ from transformers import (
     TrainingArguments,
 )
 from transformers import trainer as transformers_trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
 from .checkpoints import WRITE_ERRORS, checkpoint_failed, seal, unseal
+from .devices import check_devices, gathered, heads_in_root, local_share, transformer_layers
 from .metrics import balanced_accuracy
 from .modeling_neurolm import NeuroLMVQModel
 from .running import SKIPPED_BATCHES
 from .storage import Row
 from .tasks import Task
-from .training_set import TrainingSet
+from .training_set import StepSampler, TrainingSet
 from .validation import answer_counts, sample_statistics, validation_metrics
 
 
@@ -75,8 +76,8 @@ class NeuroLMTrainer(Trainer):
             momentum and weight decay move the weights, and the schedule goes on.
 
     Raises:
-        ValueError: several GPUs in one process, counts not taken over all processes, answer sets that cannot be
-            scored, `compute_metrics`; while training, a loss that is not finite.
+        ValueError: several GPUs in one process, counts not taken over all processes, what `check_devices` refuses,
+            answer sets that cannot be scored, `compute_metrics`; while training, a loss that is not finite.
         OSError: while training, a checkpoint that could not be written.
     """
 
@@ -102,12 +103,26 @@ class NeuroLMTrainer(Trainer):
         self.answer_sets = dict(answer_sets or {})
         self.skip_bad_batches = skip_bad_batches
         self._check_arguments()
+        check_devices(self, skips_batches=skip_bad_batches)
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = transformer_layers(self.model)
+        unset_hf_deepspeed_config()  # the Trainer has set it again
         # `compute_loss` divides by counts of the whole step, given by `_get_num_items_in_batch`
         self.model_accepts_loss_kwargs = True
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_counts: dict[str, int] = {}
         self._steps_to_log: set[int] = set()
         self._skipped = 0
+        self._without_gradient: list[RemovableHandle] = []
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the Trainer's; a batch that is left out sends no gradient to any weight."""
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            for hook in self._without_gradient:
+                hook.remove()
+            self._without_gradient = []
 
     def compute_loss(
         self,
@@ -141,10 +156,10 @@ class NeuroLMTrainer(Trainer):
         inputs = dict(self._prepare_inputs(inputs))
         samples = len(inputs.pop("rows", next(iter(inputs.values()))))
         if "labels" in inputs:
-            inputs["logits_at_targets"] = True
+            inputs["return_logits"] = False
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        return (None, *sample_statistics(outputs, self._codebook_size, samples))
+        return (None, *sample_statistics(outputs, samples))
 
     def evaluation_loop(
         self,
@@ -158,13 +173,21 @@ class NeuroLMTrainer(Trainer):
         if hasattr(dataloader, "set_epoch"):
             # a loader that is kept counts its rounds as epochs, but each is to see the same texts
             dataloader.set_epoch(0)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with self._whole_until_trained():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         if not self.answer_sets or dataloader.dataset is not self.eval_dataset:
             return output
         accuracies = {f"{name}_": self._balanced_accuracy(*given) for name, given in self.answer_sets.items()}
         accuracies[""] = sum(accuracies.values()) / len(accuracies)
         scores = {f"{metric_key_prefix}_{name}balanced_accuracy": value for name, value in accuracies.items()}
         return output._replace(metrics={**(output.metrics or {}), **scores})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, on all processes; a model that no training has shared out yet is saved as it is."""
+        with self._whole_until_trained():
+            super().save_model(output_dir, _internal_call)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As the Trainer's, with `eval_data_collator`."""
@@ -180,10 +203,42 @@ class NeuroLMTrainer(Trainer):
         """Weight decay is for matrices, convolutions and embeddings, and for nothing else (the paper's recipe)."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
+    def _prepare_input(self, data: Any) -> Any:
+        # DeepSpeed's precision is for weights: signals are what targets are made of
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        with heads_in_root(self.model) if self.is_fsdp_enabled else nullcontext():
+            prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            register_fsdp_forward_method(self.model, "score_answers")
+        return prepared
+
+    @contextmanager
+    def _whole_until_trained(self) -> Iterator[None]:
+        """A model that no training has handed to DeepSpeed is whole on each process, and is treated so."""
+        enabled = self.is_deepspeed_enabled
+        if enabled and self.deepspeed is None:
+            self.is_deepspeed_enabled = False
+            self.model.to(self.args.device)
+        try:
+            yield
+        finally:
+            self.is_deepspeed_enabled = enabled
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        # a training set has the order of each epoch in itself
-        return SequentialSampler(dataset) if isinstance(dataset, TrainingSet) else super()._get_train_sampler(dataset)
+        if not isinstance(dataset, TrainingSet):
+            return super()._get_train_sampler(dataset)
+        args = self.args
+        devices, accumulation = args.world_size, args.gradient_accumulation_steps
+        return StepSampler(dataset, args.train_batch_size, devices, accumulation, args.dataloader_drop_last)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if not isinstance(eval_dataset, TrainingSet):
+            return super()._get_eval_sampler(eval_dataset)
+        # the order has no meaning, but windows of like length need little padding
+        return np.argsort(eval_dataset.lengths(), kind="stable").tolist()
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """The denominators of a step's losses: over all of its micro-batches, and over all processes."""
@@ -263,14 +318,18 @@ class NeuroLMTrainer(Trainer):
     def _balanced_accuracy(self, task: Task, rows: Sequence[Row]) -> float:
         """Of the answers about all rows, of which each process asks about its share."""
         share = [rows[index] for index in range(self.args.process_index, len(rows), self.args.world_size)]
-        counts = answer_counts(self.model, self.processing_class, task, share, self.args.eval_batch_size)
+        size, world = self.args.eval_batch_size, self.args.world_size
+        counts = answer_counts(self.model, self.processing_class, task, share, size)
+        # as many passes as the process with the most rows makes: shared weights are gathered together
+        if math.ceil(len(share) / size) < math.ceil(math.ceil(len(rows) / world) / size):
+            answer_counts(self.model, self.processing_class, task, [rows[0]], size)
         counts = self.accelerator.reduce(counts.to(self.args.device), reduction="sum").cpu()
         truth, answers = np.indices(counts.shape)
         times = counts.long().flatten().numpy()
         return balanced_accuracy(truth.flatten().repeat(times), answers.flatten().repeat(times))
 
     def _leave_out(self, loss: torch.Tensor, rows: Sequence[str]) -> torch.Tensor:
-        """Reports a micro-batch without a loss; returns one whose gradient is zero."""
+        """Reports a micro-batch without a loss; returns zero, and keeps its gradient from the weights."""
         step = self.state.global_step + 1
         named = ", ".join(rows[:NAMED_ROWS]) + (f" and {len(rows) - NAMED_ROWS} more" * (len(rows) > NAMED_ROWS))
         what = f"The loss of step {step} is {loss.item()} in the batch of {named or 'rows without a name'}"
@@ -280,7 +339,7 @@ class NeuroLMTrainer(Trainer):
                 "lower learning rate or bf16 in place of fp16, or go on without such batches (`skip_bad_batches`; "
                 "--skip-bad-batches of the scripts)."
             )
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+        if not all(local_share(parameter).isfinite().all() for parameter in self.model.parameters()):
             raise ValueError(
                 f"{what}, and weights are no longer finite: training has diverged. Go on from an earlier checkpoint "
                 "with a lower learning rate."
@@ -291,8 +350,10 @@ class NeuroLMTrainer(Trainer):
         self._skipped += 1
         if hasattr(self.model, "drop_codebook_step"):
             self.model.drop_codebook_step()
-        # not through what is not finite, and yet to every parameter: other processes wait for their gradients
-        return torch.stack([0.0 * p.float().sum() for p in self.model.parameters() if p.requires_grad]).sum()
+        # through the same passes as a good batch, for other processes wait for every gradient and share of a weight
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._without_gradient = [parameter.register_hook(torch.zeros_like) for parameter in trained]
+        return loss.nan_to_num(0.0, 0.0, 0.0)
 
     def _keep_parts(self, outputs: Any) -> None:
         leave_out = self._without_meaning()
@@ -406,8 +467,9 @@ def standardize_features(model: NeuroLMVQModel, batches: Iterable[dict[str, torc
     mean, deviation = real.mean(0), real.std(0, unbiased=False).clamp(min=1e-4)
     norm: Any = model.encoder.transformer.norm
     head: Any = model.encoder.to_codebook[0]
-    weight = head.weight.double()
-    head.bias.copy_(head.bias.double() + weight @ mean)
-    head.weight.copy_(weight * deviation)
-    norm.weight.copy_(norm.weight.double() / deviation)
-    norm.bias.copy_((norm.bias.double() - mean) / deviation)
+    with gathered([*norm.parameters(), *head.parameters()]):
+        weight = head.weight.double()
+        head.bias.copy_(head.bias.double() + weight @ mean)
+        head.weight.copy_(weight * deviation)
+        norm.weight.copy_(norm.weight.double() / deviation)
+        norm.bias.copy_((norm.bias.double() - mean) / deviation)

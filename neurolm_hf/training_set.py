@@ -12,16 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from .collators import RecipeMismatchError, checked_signal
 from .processing_neurolm import EEGFeatureExtractor
-from .storage import Row
+from .storage import Row, signal_lengths
 from .tasks import Task
 
 
+LEAVE_BAD_ROWS_OUT = (
+    "Prepare its recording again, or leave such rows out (on_bad_row='skip'; --skip-bad-rows of the scripts)."
+)
+
+
 class TrainingSet(Dataset[Row]):
-    """The rows of prepared sets, shuffled anew each epoch. To be read in order: the sampler must not shuffle again.
+    """The rows of prepared sets, shuffled anew each epoch. To be read in order, or in that of a `StepSampler`.
 
     An epoch has as many rows as the parts have together. Without weights that is every row once. With weights the
     parts share the epoch by weight, and each is walked through without replacement before it begins again, from one
@@ -38,6 +43,7 @@ class TrainingSet(Dataset[Row]):
         names: what messages call the parts, such as their folders.
         skipped_file: gets a line for each row that is skipped, whichever worker or process meets it, so that what an
             interrupted training has skipped is known to the next.
+        features: a `feature_cache.FeatureCache` of each part, from which rows are read in place of their signals.
 
     Raises:
         ValueError: no rows, weights that do not fit the parts or leave one without a row, or a seed below 0.
@@ -52,6 +58,7 @@ class TrainingSet(Dataset[Row]):
         on_bad_row: Literal["raise", "skip"] = "raise",
         names: Sequence[str] | None = None,
         skipped_file: Path | None = None,
+        features: Sequence[Any] | None = None,
     ):
         if on_bad_row not in ("raise", "skip"):
             raise ValueError(f"on_bad_row is 'raise' or 'skip', not {on_bad_row!r}.")
@@ -62,6 +69,7 @@ class TrainingSet(Dataset[Row]):
         self.seed = seed
         self.on_bad_row = on_bad_row
         self.skipped_file = skipped_file
+        self.features = features
         given = names or [f"part {part}" + (f" ({task.name})" if task else "") for part, (_, task) in enumerate(parts)]
         self._names = list(given)
         self._lengths = [len(rows) for rows, _ in self.parts]
@@ -72,6 +80,7 @@ class TrainingSet(Dataset[Row]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._bad = [torch.zeros(length, dtype=torch.bool).share_memory_() for length in self._lengths]
         self._order: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._patches: list[NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return sum(self._counts)
@@ -86,7 +95,7 @@ class TrainingSet(Dataset[Row]):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> Row:
-        """The row at a place of the epoch, its signal float32 (channels, samples).
+        """The row at a place of the epoch, its signal float32 (channels, samples), or its features in its place.
 
         Beside the columns of the row there are `task`, and `draw`: (seed, epoch, index), which seeds what is random
         about it.
@@ -102,6 +111,17 @@ class TrainingSet(Dataset[Row]):
         part, first = self._place(index)
         return {**self._read_usable(part, first, draw), "task": self.parts[part][1], "draw": draw}
 
+    def lengths(self) -> NDArray[np.int64]:
+        """Patches of the row at each place of this epoch (places,), as their preparation says."""
+        if self._patches is None:
+            size = self.feature_extractor.patch_size
+            self._patches = [signal_lengths(rows) // size for rows, _ in self.parts]
+        parts, rows = self._order_of_epoch()
+        lengths = np.zeros(len(self), dtype=np.int64)
+        for part, patches in enumerate(self._patches):
+            lengths[parts == part] = patches[rows[parts == part]]
+        return lengths
+
     @property
     def skipped(self) -> list[str]:
         """What is wrong with each row that was skipped, by any worker. Reads these rows again."""
@@ -113,11 +133,15 @@ class TrainingSet(Dataset[Row]):
 
     def _place(self, index: int) -> tuple[int, int]:
         """(part, row of that part) at a place of this epoch."""
+        parts, rows = self._order_of_epoch()
+        return int(parts[index]), int(rows[index])
+
+    def _order_of_epoch(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`_order_of` the epoch that is in use."""
         epoch = self.epoch
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, *self._order_of(epoch))
-        _, parts, rows = self._order
-        return int(parts[index]), int(rows[index])
+        return self._order[1:]
 
     def _order_of(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Part and row at each place of an epoch, both (places,)."""
@@ -148,10 +172,7 @@ class TrainingSet(Dataset[Row]):
                 raise
             except ValueError as error:
                 if self.on_bad_row == "raise":
-                    raise ValueError(
-                        f"{error} Prepare its recording again, or leave such rows out (on_bad_row='skip'; "
-                        "--skip-bad-rows of the scripts)."
-                    ) from error
+                    raise ValueError(f"{error} {LEAVE_BAD_ROWS_OUT}") from error
                 self._skip(part, index, error)
         raise ValueError(f"None of the {self._lengths[part]} rows of {self._names[part]} can be used.")
 
@@ -169,6 +190,8 @@ class TrainingSet(Dataset[Row]):
         yield from np.random.default_rng((*draw, _REPLACEMENT)).permutation(self._lengths[part]).tolist()
 
     def _read(self, part: int, index: int) -> Row:
+        if self.features is not None:
+            return self.features[part].read(index)
         return usable_row(self.parts[part][0], index, self.feature_extractor, self._names[part])
 
     def _fault(self, part: int, index: int) -> str:
@@ -178,6 +201,48 @@ class TrainingSet(Dataset[Row]):
         except ValueError as error:
             return " ".join(str(error).split())
         return f"Row {index} of {self._names[part]} could not be read at first."
+
+
+class StepSampler(Sampler[int]):
+    """The places of an epoch in an order in which a micro-batch has windows of like length, and so little padding.
+
+    Which windows make up an optimiser step is the set's own random order. Only within a step they are sorted by their
+    number of patches, so that its mean and its gradient stay as they were. A step's micro-batches go to the devices in
+    turn, so that these have windows of like length at a time, too. A step of a single micro-batch cannot be grouped
+    and stays as it was drawn, and so does the first step of a training: k-means places a new codebook on its first
+    micro-batch, which must hold windows of all kinds.
+
+    Args:
+        rows: what is sampled; its epoch decides.
+        batch_size: windows of a micro-batch.
+        devices: how many take one each at the same time. Where several do, an epoch is filled up by its first windows
+            until they have equally many.
+        accumulation: how many each of them takes in a step.
+        drop_last: instead of being filled up, or of ending with a smaller batch, an epoch loses its last windows.
+    """
+
+    def __init__(
+        self, rows: TrainingSet, batch_size: int, devices: int = 1, accumulation: int = 1, drop_last: bool = False
+    ):
+        self.rows = rows
+        self.step = batch_size * devices * accumulation
+        self.is_grouped = devices * accumulation > 1
+        multiple = batch_size * devices if devices > 1 or drop_last else 1
+        whole, over = divmod(len(rows), multiple)
+        self._length = (whole + (over > 0 and not drop_last)) * multiple
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self._length)
+        places, steps = order % len(self.rows), order // self.step
+        if self.is_grouped:
+            lengths = self.rows.lengths()[places]
+            if self.rows.epoch == 0:
+                lengths[: self.step] = 0
+            places = places[np.lexsort((lengths, steps))]
+        yield from places.tolist()
 
 
 def usable_row(rows: Any, index: int, feature_extractor: EEGFeatureExtractor, name: str) -> Row:

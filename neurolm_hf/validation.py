@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from . import report
 from .collators import checked_signal
-from .modeling_neurolm import IGNORE_INDEX, TARGET_KINDS, NeuroLMForCausalLM, codebook_statistics
+from .modeling_neurolm import TARGET_KINDS, NeuroLMForCausalLM, codebook_statistics
 from .processing_neurolm import NeuroLMProcessor
 from .scoring import answer_log_likelihoods
 from .storage import Row
@@ -28,14 +28,11 @@ from .tasks import Task
 TOKENIZER_LOSSES = ("loss", "frequency_loss", "raw_loss", "commitment_loss")
 
 
-def sample_statistics(
-    outputs: ModelOutput, codebook_size: int, samples: int
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def sample_statistics(outputs: ModelOutput, samples: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What each sample adds to the metrics of its split.
 
     Args:
-        outputs: of the tokenizer, or of the language model with `labels` and `logits_at_targets=True`.
-        codebook_size: number of codes.
+        outputs: of the tokenizer, or of the language model with `labels`.
         samples: how many there are. Rows beyond them (texts mixed in) are counted to the samples in turn.
 
     Returns:
@@ -43,7 +40,7 @@ def sample_statistics(
         numbers of items summed.
     """
     if "target_losses" in outputs:
-        return _language_model_statistics(outputs, codebook_size, samples)
+        return _language_model_statistics(outputs, samples)
     return _tokenizer_statistics(outputs)
 
 
@@ -152,15 +149,9 @@ def _tokenizer_statistics(outputs: Any) -> tuple[dict[str, torch.Tensor], dict[s
     return {**sums, "codes": outputs.codes.int()}, dict.fromkeys(TOKENIZER_LOSSES, items)
 
 
-def _language_model_statistics(
-    outputs: Any, codebook_size: int, samples: int
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    logits, losses = outputs.logits, outputs.target_losses
-    is_target = outputs.targets != IGNORE_INDEX
-    sample = is_target.nonzero()[:, 0] % samples
-    targets = outputs.targets[is_target]
-    text_rows = logits.shape[-1] - codebook_size
-    right = (logits[:, text_rows:].argmax(-1) + text_rows == targets).float()
+def _language_model_statistics(outputs: Any, samples: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    losses, right = outputs.target_losses, outputs.target_hits.float()
+    sample = outputs.target_rows % samples
     of_kinds = functional.one_hot(outputs.target_kinds, len(TARGET_KINDS)).float().unbind(1)
 
     def of_samples(values: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,10 @@ An adapter (LoRA) for your task, on one GPU or a patient CPU:
     python scripts/instruction_tune.py recipes/instruction-lora.yaml --model runs/pretrained \\
         --train-data prepared/mine --output-dir runs/adapter
 
+The same, faster: the frozen encoder's features are computed once, of all channels, and kept beside the checkpoints:
+    python scripts/instruction_tune.py recipes/instruction-lora.yaml --model runs/pretrained --channel-dropout 0 \\
+        --cache-eeg-features --train-data prepared/mine --output-dir runs/adapter
+
 With the paper's recipe, the whole language model, six tasks at once:
     torchrun --nproc_per_node 8 scripts/instruction_tune.py recipes/instruction-b.yaml --model runs/pretrained \\
         --text-data prepared/text --output-dir runs/neurolm-b \\
@@ -39,16 +43,16 @@ from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.prompts import completion_ids, prompt_ids
 from neurolm_hf.recipes import StageTrainingArguments, parse_arguments
 from neurolm_hf.stages import (
+    LanguageModelOptions,
     StageData,
-    TextModelOptions,
     check_recipe,
     exit_status,
     finish,
-    longest_text,
     make_trainer,
     open_sets,
     open_text,
     provenance,
+    text_tokens,
     train,
 )
 from neurolm_hf.starting_models import join, load_language_model, read_text_tokenizer, set_dropout
@@ -56,7 +60,7 @@ from neurolm_hf.tasks import Task
 
 
 @dataclass
-class InstructionOptions(TextModelOptions):
+class InstructionOptions(LanguageModelOptions):
     """What is trained, and how beyond the Trainer's arguments."""
 
     model: str | None = field(
@@ -111,6 +115,13 @@ class InstructionOptions(TextModelOptions):
             raise ValueError("--lora needs --model: an adapter belongs to a model that is saved")
         if self.lora and self.tune_eeg_encoder:
             raise ValueError("--lora leaves the EEG encoder as it is: --tune-eeg-encoder does not go with it")
+        if self.cache_eeg_features and self.tune_eeg_encoder:
+            raise ValueError("--cache-eeg-features is for a frozen encoder: --tune-eeg-encoder does not go with it")
+        if self.cache_eeg_features and self.channel_dropout:
+            raise ValueError(
+                "--cache-eeg-features keeps the features of all channels: --channel-dropout does not go with it (a "
+                "recipe's is cleared by --channel-dropout 0)"
+            )
         if self.save_merged and not self.lora:
             raise ValueError("--save-merged is about the adapter of --lora")
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith("lora_")}
@@ -149,7 +160,8 @@ def run(options: InstructionOptions, args: StageTrainingArguments, recipe: str |
         args,
         options,
         data,
-        longest_row=max(data.longest_row() + longest_question(processor, data.tasks), longest_text(texts)),
+        data.longest_row() + longest_question(processor, data.tasks),
+        text_tokens(texts, args),
         data_collator=InstructionCollator(
             processor, channel_dropout=options.channel_dropout, shuffle_options=options.shuffle_options, **texts
         ),

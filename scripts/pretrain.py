@@ -13,9 +13,9 @@ A small one on a laptop, its language model from random weights:
     python scripts/pretrain.py recipes/pretrain-cpu.yaml --vq runs/vq --text-from-scratch gpt2 \\
         --text-tokenizer gpt2 --train-data prepared/mine --output-dir runs/pretrained
 
-On from a converted release, on your recordings, without text:
+On from a converted release, on your recordings, without text, the frozen encoder's features computed only once:
     python scripts/pretrain.py recipes/pretrain-one-gpu.yaml --model neurolm-b --learning-rate 6e-5 \\
-        --text-batch-size 0 --train-data prepared/mine --output-dir runs/neurolm-b-mine
+        --text-batch-size 0 --cache-eeg-features --train-data prepared/mine --output-dir runs/neurolm-b-mine
 
 A recipe is a YAML file of options; what the command line says counts more. Stopped or killed, the same command goes on
 from the last checkpoint. At the end --output-dir holds the model, ready for scripts/instruction_tune.py, and
@@ -33,23 +33,23 @@ from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.recipes import StageTrainingArguments, json_object, parse_arguments
 from neurolm_hf.stages import (
-    TextModelOptions,
+    LanguageModelOptions,
     check_recipe,
     exit_status,
     finish,
     held_out_text,
-    longest_text,
     make_trainer,
     open_sets,
     open_text,
     provenance,
+    text_tokens,
     train,
 )
 from neurolm_hf.starting_models import join, load_language_model, new_text_model, read_text_tokenizer
 
 
 @dataclass
-class PretrainingOptions(TextModelOptions):
+class PretrainingOptions(LanguageModelOptions):
     """What is trained, and how beyond the Trainer's arguments."""
 
     vq: str | None = field(
@@ -117,7 +117,8 @@ def run(options: PretrainingOptions, args: StageTrainingArguments, recipe: str |
         args,
         options,
         data,
-        longest_row=max(data.longest_row(), longest_text(texts)),
+        data.longest_row(),
+        text_tokens(texts, args),
         data_collator=PretrainingCollator(processor, **texts),
         eval_data_collator=PretrainingCollator(processor, **held_out_text(options, data, texts)),
         processing_class=processor,

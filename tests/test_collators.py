@@ -96,19 +96,22 @@ def test_eeg_collator_pads_different_montages() -> None:
 def test_pretraining_labels_are_every_patch_and_the_text(processor: NeuroLMProcessor) -> None:
     batch = PretrainingCollator(processor, TEXTS, texts_per_row=0.5)(ROWS)
     is_eeg = batch["input_ids"] == processor.eeg_token_id
-    assert is_eeg.sum(1).tolist() == [6, 6, 2, 4, 0, 0]
+    assert is_eeg.sum(1).tolist() == [6, 6, 2, 4]
     assert torch.equal(batch["labels"] == processor.eeg_token_id, is_eeg)
-    for ids, labels, mask in zip(
-        batch["input_ids"][4:], batch["labels"][4:], batch["attention_mask"][4:], strict=True
-    ):
-        text = processor.decode(ids[mask.bool()])
+    # no wider than the EEG, whatever the texts
+    assert batch["input_ids"].shape == (4, 6)
+    assert len(batch["text_input_ids"]) == 2
+    for text in texts_of(processor, batch):
         assert text.removesuffix("<|endoftext|>") in TEXTS
         assert text.endswith("<|endoftext|>")
-        assert torch.equal(labels[mask.bool()], ids[mask.bool()])
-        assert (labels[~mask.bool()] == -100).all()
     outputs = language_model(processor)(**tensors(batch))
     assert outputs.eeg_loss is not None
     assert outputs.text_loss is not None
+
+
+def texts_of(processor: NeuroLMProcessor, batch: dict) -> list[str]:
+    real = batch["text_attention_mask"].bool()
+    return [processor.decode(ids[mask]) for ids, mask in zip(batch["text_input_ids"], real, strict=True)]
 
 
 def test_pretraining_collator_needs_texts_to_draw_from(processor: NeuroLMProcessor) -> None:
@@ -200,34 +203,52 @@ def test_text_for_the_adversary() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("channels", [2, 30], ids=["blocks longer than EEG", "EEG longer than blocks"])
-def test_blocks_of_text_join_as_rows_without_eeg(processor: NeuroLMProcessor, side: str, channels: int) -> None:
-    rows = [row(tuple(CHANNEL_VOCABULARY[:channels])), row(("CZ",), 2)]
+def test_blocks_of_text_stand_beside_the_eeg(processor: NeuroLMProcessor, side: str) -> None:
+    """Padded on the right whatever the side of the EEG, whose rows are those of a batch without text."""
+    blocks = [{"input_ids": list(range(length))} for length in (12, 40)]
+    rows = [{**one, "draw": (0, 0, index)} for index, one in enumerate(ROWS)]
     processor.tokenizer.padding_side = side
-    batches = [
-        PretrainingCollator(processor, text_blocks=BLOCKS, texts_per_row=1)(rows),
-        InstructionCollator(processor, TASK, text_blocks=BLOCKS, texts_per_row=1)(rows),
+    collators_of = [PretrainingCollator(processor), InstructionCollator(processor, TASK)]
+    with_text = [
+        PretrainingCollator(processor, text_blocks=blocks, texts_per_row=1),
+        InstructionCollator(processor, TASK, text_blocks=blocks, texts_per_row=1),
+        EEGCollator(processor.feature_extractor, blocks, 1),
     ]
-    alone = [PretrainingCollator(processor)(rows), InstructionCollator(processor, TASK)(rows)]
+    alone = [tensors(collate(rows)) for collate in collators_of]
+    batches = [tensors(collate(rows)) for collate in with_text]
     processor.tokenizer.padding_side = "left"
-    for batch, without in zip(batches, alone, strict=True):
-        assert batch["eeg_attention_mask"].sum(1).tolist() == [2 * channels, 2, 0, 0]
-        for mask in batch["attention_mask"].tolist():
-            assert mask == sorted(mask, reverse=side == "right")
-        for index in range(2):
-            real, plain = batch["attention_mask"][index].bool(), without["attention_mask"][index].bool()
-            for name in ("input_ids", "labels", "mm_token_type_ids"):
-                assert torch.equal(batch[name][index][real], without[name][index][plain])
-        for index in (2, 3):
-            real = batch["attention_mask"][index].bool()
-            ids = batch["input_ids"][index][real].tolist()
-            assert ids in [block["input_ids"].tolist() for block in BLOCKS]
-            assert batch["labels"][index][real].tolist() == ids
-            assert (batch["labels"][index][~real] == -100).all()
-            assert (batch["input_ids"][index][~real] == processor.tokenizer.pad_token_id).all()
-            assert not batch["mm_token_type_ids"][index].any()
-        outputs = language_model(processor)(**tensors(batch))
-        assert torch.isfinite(outputs.loss)
+    for batch in batches:
+        ids, mask = batch.pop("text_input_ids"), batch.pop("text_attention_mask")
+        assert ids.shape == mask.shape == (4, 40)
+        lengths = mask.sum(1).tolist()
+        assert set(lengths) == {12, 40}
+        for text, length in zip(ids.tolist(), lengths, strict=True):
+            assert text[:length] == list(range(length))
+        assert all(row == sorted(row, reverse=True) for row in mask.tolist())
+    for batch, without in zip(batches, alone, strict=False):
+        assert batch.keys() == without.keys()
+        assert all(torch.equal(value, without[name]) for name, value in batch.items())
+
+
+def test_a_batch_without_a_text_has_one_that_teaches_nothing(processor: NeuroLMProcessor) -> None:
+    """All processes make the same passes, and none is taught to end a text, or judged on it."""
+    row = {**ROWS[0], "draw": (0, 0, 0)}
+    model = language_model(processor)
+    given = {"texts": TEXTS, "texts_per_row": 0.5}
+    for collate in (PretrainingCollator(processor, **given), InstructionCollator(processor, TASK, **given)):
+        batch = tensors(collate([row]))
+        assert batch["text_input_ids"].tolist() == [[processor.tokenizer.eos_token_id]]
+        assert batch["text_attention_mask"].tolist() == [[1]]
+        assert model(**batch).text_loss is None
+        assert model.count_loss_items(**batch)[2] == 0
+    adversary = NeuroLMVQForPreTraining(vq_config(num_channel_embeddings=256))
+    batch = tensors(EEGCollator(processor.feature_extractor, BLOCKS, 0.5)([row]))
+    assert batch["text_attention_mask"].tolist() == [[0]]
+    assert adversary.count_loss_items(**batch)[2] == 0
+    outputs = adversary(**batch)
+    assert outputs.text_alignment_loss == 0
+    batch.pop("text_input_ids")
+    torch.testing.assert_close(outputs.loss, adversary(**batch).loss)
 
 
 def test_texts_join_where_the_tokenizer_begins_every_text_with_a_token(processor: NeuroLMProcessor) -> None:
@@ -239,17 +260,20 @@ def test_texts_join_where_the_tokenizer_begins_every_text_with_a_token(processor
     other = NeuroLMProcessor(processor.feature_extractor, tokenizer)
     batch = InstructionCollator(other, TASK, text_blocks=BLOCKS, texts_per_row=0.25)(ROWS)
     assert batch["input_ids"][1][batch["attention_mask"][1].bool()][0] == begin
-    assert batch["labels"][-1][batch["labels"][-1] != -100].tolist() in [
-        block["input_ids"].tolist() for block in BLOCKS
-    ]
-    for given, labels in zip(ROWS, batch["labels"], strict=False):
+    assert batch["text_input_ids"][0].tolist() in [block["input_ids"].tolist() for block in BLOCKS]
+    for given, labels in zip(ROWS, batch["labels"], strict=True):
         assert tokenizer.decode(labels[labels != -100]) == TASK.completion(given["answer"], "<|endoftext|>")
 
 
 def test_sentences_join_instructions(processor: NeuroLMProcessor) -> None:
     batch = InstructionCollator(processor, TASK, texts=TEXTS, texts_per_row=0.25)(ROWS)
-    labels = batch["labels"][-1]
-    assert processor.decode(labels[labels != -100]).removesuffix("<|endoftext|>") in TEXTS
+    (text,) = texts_of(processor, batch)
+    assert text.removesuffix("<|endoftext|>") in TEXTS
+
+
+def first_tokens(batch: dict) -> list[int]:
+    """Of the texts in a batch; a single token is none."""
+    return batch["text_input_ids"][batch["text_attention_mask"].sum(1) > 1, 0].tolist()
 
 
 @pytest.mark.parametrize("texts_per_row", [0.25, 1 / 3, 1.0, 1.5])
@@ -263,8 +287,7 @@ def test_texts_do_not_depend_on_how_rows_fall_into_batches(processor: NeuroLMPro
         found: list[tuple] = []
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            ids = pretraining(part)["input_ids"][len(part) :, -1].tolist()
-            texts = adversary(part).get("text_input_ids", torch.empty(0, 8))[:, 0].tolist()
+            ids, texts = (first_tokens(collate(part)) for collate in (pretraining, adversary))
             assert ids == texts
             found += ids
         return found
@@ -279,13 +302,13 @@ def test_texts_do_not_depend_on_how_rows_fall_into_batches(processor: NeuroLMPro
 
 def test_rows_without_a_draw_bring_texts_by_their_place_in_the_batch(processor: NeuroLMProcessor) -> None:
     collate = PretrainingCollator(processor, TEXTS, texts_per_row=0.5)
-    assert [len(collate(ROWS[:count])["input_ids"]) for count in (1, 2, 3, 4)] == [1, 3, 4, 6]
+    assert [len(first_tokens(collate(ROWS[:count]))) for count in (1, 2, 3, 4)] == [0, 1, 1, 2]
 
 
 def test_rounding_loses_no_text(processor: NeuroLMProcessor) -> None:
     assert 49 * (1 / 49) < 1
     collate = PretrainingCollator(processor, TEXTS, texts_per_row=1 / 49)
-    assert [len(collate([{**ROWS[0], "draw": (0, 0, place)}])["input_ids"]) for place in (47, 48, 49)] == [1, 2, 1]
+    assert [len(first_tokens(collate([{**ROWS[0], "draw": (0, 0, i)}]))) for i in (47, 48, 49)] == [0, 1, 0]
 
 
 def test_rows_of_a_training_set_are_checked_once(processor: NeuroLMProcessor, monkeypatch: pytest.MonkeyPatch) -> None:

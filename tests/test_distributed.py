@@ -34,6 +34,7 @@ from neurolm_hf.checkpoints import is_complete
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor
 from neurolm_hf.training import CodebookCallback, NeuroLMTrainer
+from neurolm_hf.training_set import StepSampler
 
 
 # rank 0 has three samples, rank 1 has one, shorter
@@ -203,8 +204,15 @@ def test_metrics_are_those_of_one_process(tmp_path: Path, trainings: tuple[Path,
 
 
 def test_a_training_set_keeps_its_order_and_epoch_through_a_resume(trainings: tuple[Path, list[dict]]) -> None:
-    # an epoch is two steps of two rows on each process, filled up by its first row
-    epochs = [[(3, epoch, index % 7) for index in range(8)] for epoch in range(2)]
+    # an epoch is two steps of two rows on each process, filled up by its first row, each step's rows by length
+    rows, epochs = EpochRecorder(), []
+    for epoch in range(2):
+        rows.set_epoch(epoch)
+        epochs.append([(3, epoch, place) for place in StepSampler(rows, 2, devices=2)])
+        assert [sorted(place for _, _, place in part) for part in (epochs[-1][:4], epochs[-1][4:])] == [
+            [0, 1, 2, 3],
+            [0, 4, 5, 6],
+        ]
     for rank, results in enumerate(trainings[1]):
         before, after = results["drawn"]
         own = [epoch[2 * rank : 2 * rank + 2] + epoch[4 + 2 * rank : 6 + 2 * rank] for epoch in epochs]

@@ -3,10 +3,22 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import BACKBONES, EEG, EEG_TOKEN_ID, PAD_TOKEN_ID, ROWS, SEP, VOCAB_SIZE, language_model, lm_batch
+from tiny import (
+    BACKBONES,
+    EEG,
+    EEG_TOKEN_ID,
+    PAD_TOKEN_ID,
+    ROWS,
+    SEP,
+    VOCAB_SIZE,
+    language_model,
+    lm_batch,
+    lm_config,
+    randomize,
+)
 from transformers import GenerationConfig
 
-from neurolm_hf import modeling_neurolm
+from neurolm_hf import NeuroLMForCausalLM, modeling_neurolm
 
 
 NEW_TOKENS = 6
@@ -274,3 +286,49 @@ def test_hidden_states_and_scores(gpt2):
     )
     assert len(output.hidden_states[0]) == 3
     assert output.scores[0].shape == (len(ROWS), VOCAB_SIZE)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+ANSWERS = [[11, 12, 13, 14], [12], [11, 13], [20, 21, 22]]
+PROMPTS = [[EEG((3, 7), 3, seed=1), SEP, 11, 12], [SEP, 15, EEG((4, 0, 2), 2, seed=2), 16], [SEP, 13, 14]]
+
+
+@torch.no_grad()
+def scored_alone(model, prompt, answer):
+    """Log-likelihood of an answer in one unpadded sequence."""
+    batch = lm_batch([[*prompt, *answer]])
+    log_probs = model(**batch).logits[0, :, :VOCAB_SIZE].log_softmax(-1)
+    start = log_probs.shape[0] - len(answer)
+    return sum(log_probs[start - 1 + place, token] for place, token in enumerate(answer))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_answers_in_one_pass_are_as_likely_as_alone(backbone, side):
+    model = language_model(backbone, 48).eval()
+    expected = torch.tensor([[scored_alone(model, prompt, answer) for answer in ANSWERS] for prompt in PROMPTS])
+    passes = []
+    model.model.language_model.register_forward_hook(lambda *_: passes.append(1))
+    batch = lm_batch(PROMPTS, side)
+    torch.testing.assert_close(model.score_answers(ANSWERS, **batch), expected, atol=1e-5, rtol=1e-5)
+    assert len(passes) == 1
+    # blocks are worked out where they are not given
+    del batch["mm_token_type_ids"]
+    torch.testing.assert_close(model.score_answers(ANSWERS, **batch), expected, atol=1e-5, rtol=1e-5)
+    single = model.score_answers([[11], [12]], **batch)
+    torch.testing.assert_close(single[:, 1], expected[:, 1], atol=1e-5, rtol=1e-5)
+
+
+def test_answers_under_a_sliding_window_are_as_likely_as_alone():
+    config = lm_config("qwen3", 48)
+    config.text_config.update({"sliding_window": 9, "layer_types": ["sliding_attention"] * 2})
+    model = randomize(NeuroLMForCausalLM(config)).eval()
+    expected = torch.tensor([[scored_alone(model, prompt, answer) for answer in ANSWERS] for prompt in PROMPTS])
+    torch.testing.assert_close(model.score_answers(ANSWERS, **lm_batch(PROMPTS)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("answers", [[], [[11], []]])
+def test_no_answer_to_score(answers):
+    with pytest.raises(ValueError, match="one token id or more"):
+        language_model("gpt2", 48).score_answers(answers, **lm_batch(PROMPTS))

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from tiny import (
     BACKBONES,
     EEG,
@@ -23,8 +24,8 @@ from tiny import (
     vq_config,
 )
 
-from neurolm_hf import NeuroLMForCausalLM, NeuroLMModel
-from neurolm_hf.modeling_neurolm import block_ids, positions_from_blocks, previous_second
+from neurolm_hf import NeuroLMForCausalLM, NeuroLMModel, modeling_neurolm
+from neurolm_hf.modeling_neurolm import NeuroLMEEGEncoding, block_ids, positions_from_blocks, previous_second
 
 
 OPTIONAL = ("mm_token_type_ids", "eeg_segment_ids", "eeg_attention_mask")
@@ -181,13 +182,26 @@ def test_patches_of_one_second_see_each_other_and_nothing_later(model, monkeypat
     row = [EEG((3, 7, 1), 3, seed=1), SEP, 11]
     batch = lm_batch([row])
     features = torch.randn(1, 9, 32)
-    monkeypatch.setattr(model.model, "_encode", lambda *args, **kwargs: (features, None))
+    monkeypatch.setattr(model.model, "encode_eeg", lambda *args, **kwargs: NeuroLMEEGEncoding(features=features))
     base = real_logits(model, batch)[0]
     features = features.clone()
     features[0, 4] += 1.0  # second 1, channel 7
     difference = (real_logits(model, batch)[0] - base).abs().amax(-1)
     assert (difference[:3] < 1e-6).all()
     assert (difference[3:] > 1e-4).all()
+
+
+@pytest.mark.slow
+def test_flex_attention_sees_the_same():
+    """Forward only: on a CPU it has no gradient. The first call compiles it."""
+    model = language_model("llama", 48).eval().requires_grad_(False)
+    batch = lm_batch(ROWS)
+    expected = real_logits(model, batch)
+    model.set_attn_implementation("flex_attention")
+    assert model.model.eeg_encoder.config._attn_implementation == "flex_attention"
+    assert model.model.language_model.config._attn_implementation == "flex_attention"
+    for got, wanted in zip(real_logits(model, batch), expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -288,7 +302,7 @@ def test_wrong_inputs_are_refused(gpt2):
     with pytest.raises(ValueError, match="Sample 0 has 3 EEG placeholders but 4 patches"):
         gpt2(**{**batch, "input_ids": moved})
     for name in ("eeg_channel_ids", "eeg_time_ids"):
-        with pytest.raises(ValueError, match="need `eeg_channel_ids` and `eeg_time_ids`"):
+        with pytest.raises(ValueError, match="needs `eeg_channel_ids` and `eeg_time_ids`"):
             gpt2(**without(batch, name))
     gap = batch["eeg_time_ids"].clone()
     gap[1, 2:] = 2
@@ -304,7 +318,7 @@ def test_wrong_inputs_are_refused(gpt2):
         gpt2(**{**batch, "eeg_segment_ids": backwards, "eeg_time_ids": batch["eeg_time_ids"] * 0})
     with pytest.raises(ValueError, match="exactly one of"):
         gpt2(attention_mask=batch["attention_mask"])
-    with pytest.raises(ValueError, match="2 rows, `input_values` 1"):
+    with pytest.raises(ValueError, match="2 rows, the EEG has 1"):
         gpt2(**{**batch, **{k: v[:1] for k, v in batch.items() if k.startswith("eeg") or k == "input_values"}})
     with pytest.raises(ValueError, match="placeholders"):
         gpt2(input_ids=batch["input_ids"], labels=batch["input_ids"])
@@ -398,21 +412,153 @@ def test_labels(model, sides):
     torch.testing.assert_close(output.loss, output.eeg_loss + output.answer_loss + output.text_loss)
 
 
-def test_training_computes_logits_at_targets_only(model):
+@pytest.mark.parametrize("chunk", [5, 512])
+def test_training_keeps_no_logits_and_gives_the_gradients_of_all_of_them(model, monkeypatch, chunk):
+    monkeypatch.setattr(modeling_neurolm, "LOSS_CHUNK", chunk)
+    widest = []
+    chunks = modeling_neurolm._cross_entropy_chunk
+    monkeypatch.setattr(
+        modeling_neurolm, "_cross_entropy_chunk", lambda *args: widest.append(len(args[0])) or chunks(*args)
+    )
     batch = lm_batch(ROWS)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    expected = model.eval()(**batch, labels=labels)
-    count = sum(
-        len(brute_force_targets(row, [0] * sum(piece.patches for piece in row if isinstance(piece, EEG))))
-        for row in ROWS
+    plain = model.train()(**batch, labels=labels, return_logits=True)
+    wanted = plain.targets != -100
+    losses = F.cross_entropy(plain.logits[wanted], plain.targets[wanted], reduction="none")
+    kinds = F.one_hot(plain.target_kinds).float()
+    expected = (losses @ kinds / kinds.sum(0)).sum()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # scaled, as by DistributedDataParallel or for fp16
+    expected_gradients = torch.autograd.grad(3 * expected, parameters, allow_unused=True)
+
+    widest.clear()
+    output = model(**batch, labels=labels)
+    assert output.logits is None
+    assert (max(widest), sum(widest)) == (min(chunk, len(losses)), len(losses))
+    torch.testing.assert_close(output.loss, expected)
+    for gradient, wanted_gradient in zip(
+        torch.autograd.grad(3 * output.loss, parameters, allow_unused=True), expected_gradients, strict=True
+    ):
+        assert (gradient is None) == (wanted_gradient is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, wanted_gradient, atol=5e-6, rtol=1e-5)
+    text_rows = model.lm_head.out_features
+    of_kind = [
+        (text_rows + logits[text_rows:].argmax() if target >= text_rows else logits[:text_rows].argmax()) == target
+        for logits, target in zip(plain.logits[wanted], plain.targets[wanted], strict=True)
+    ]
+    assert output.target_hits.tolist() == of_kind
+    assert output.target_rows.tolist() == wanted.nonzero()[:, 0].tolist()
+
+
+def test_losses_without_a_gradient_make_none(gpt2, monkeypatch):
+    seen = []
+    chunks = modeling_neurolm._cross_entropy_chunk
+    monkeypatch.setattr(modeling_neurolm, "_cross_entropy_chunk", lambda *args: seen.append(args[5]) or chunks(*args))
+    batch = lm_batch(ROWS)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    gpt2.train()(**batch, labels=labels)
+    with torch.no_grad():
+        gpt2(**batch, labels=labels)
+    gpt2.requires_grad_(False).lm_head.requires_grad_(True)
+    gpt2(**batch, labels=labels)
+    assert [[gradient is not None for gradient in given] for given in seen] == [
+        [True, True, True],
+        [False, False, False],
+        [False, True, False],
+    ]
+
+
+def test_mixed_precision_gives_nearly_the_same_gradients(gpt2):
+    batch = lm_batch(ROWS)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    expected = gpt2.train()(**batch, labels=labels)
+    expected.loss.backward()
+    exact = {name: p.grad.clone() for name, p in gpt2.named_parameters() if p.grad is not None}
+    gpt2.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = gpt2(**batch, labels=labels)
+    output.loss.backward()
+    assert output.target_losses.dtype == torch.float32
+    torch.testing.assert_close(output.loss, expected.loss, rtol=0.02, atol=0)
+    for name in ("lm_head.weight", "code_head.weight", "model.language_model.h.1.mlp.c_fc.weight"):
+        got = gpt2.get_parameter(name).grad
+        assert got.dtype == torch.float32
+        assert (got - exact[name]).norm() < 0.05 * exact[name].norm()
+        assert not torch.equal(got, exact[name])
+
+
+def test_adapted_heads_give_the_same_losses(gpt2, monkeypatch):
+    monkeypatch.setattr(modeling_neurolm, "LOSS_CHUNK", 5)
+    batch = lm_batch(ROWS)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    config = LoraConfig(r=2, target_modules=["lm_head", "code_head"], init_lora_weights=False)
+    adapted = get_peft_model(gpt2, config).train()
+    output = adapted(**batch, labels=labels)
+    output.loss.backward()
+    adapter = adapted.base_model.model.code_head.lora_A["default"].weight
+    own = adapter.grad.clone()
+    adapter.grad = None
+    # logits of all targets at once, through the adapter's layers
+    whole = adapted(**batch, labels=labels, return_logits=True)
+    wanted = whole.targets != -100
+    losses = F.cross_entropy(whole.logits[wanted], whole.targets[wanted], reduction="none")
+    kinds = F.one_hot(whole.target_kinds).float()
+    (losses @ kinds / kinds.sum(0)).sum().backward()
+    torch.testing.assert_close(output.target_losses, losses.detach())
+    torch.testing.assert_close(own, adapter.grad, atol=1e-6, rtol=1e-5)
+    assert own.abs().max() > 1e-4
+    merged = adapted.merge_and_unload()(**batch, labels=labels)
+    for name in ("loss", "eeg_loss", "target_losses"):
+        torch.testing.assert_close(output[name], merged[name], atol=1e-5, rtol=1e-5)
+    assert torch.equal(output.target_hits, merged.target_hits)
+
+
+def test_texts_beside_the_samples_are_as_rows_among_them(model):
+    samples, texts = [ROWS[0], ROWS[2]], [[SEP, 21, 22, 23, 24, 25], [31, 32]]
+    both = lm_batch([*samples, *texts], "right")
+    whole = model.train()(**both, labels=both["input_ids"].masked_fill(both["attention_mask"] == 0, -100))
+    batch = lm_batch(samples)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    beside = {
+        "text_input_ids": torch.tensor([texts[0], [*texts[1], 0, 0, 0, 0]]),
+        "text_attention_mask": torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]]),
+    }
+    output = model(**batch, **beside, labels=labels)
+    for name in ("loss", "eeg_loss", "answer_loss", "text_loss", "target_losses", "target_rows", "target_kinds"):
+        torch.testing.assert_close(output[name], whole[name])
+    assert model.count_loss_items(**batch, **beside, labels=labels).tolist() == (
+        model.count_loss_items(**both, labels=both["input_ids"]).tolist()
     )
-    sizes = []
-    for head in (model.lm_head, model.code_head):
-        head.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape)))
-    output = model.train()(**batch, labels=labels)
-    assert sizes == [(count, 48)] * 2
-    for name in ("loss", "eeg_loss", "answer_loss", "text_loss"):
-        torch.testing.assert_close(output[name], expected[name])
+    # a text of one token predicts nothing
+    nothing = model(**batch, labels=labels, text_input_ids=torch.tensor([[SEP]]))
+    assert nothing.text_loss is None
+    torch.testing.assert_close(nothing.loss, output.eeg_loss + output.answer_loss)
+
+
+def test_features_that_were_computed_before(gpt2):
+    batch = lm_batch(ROWS)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    expected = gpt2.train()(**batch, labels=labels)
+    encoding = gpt2.encode_eeg(**{name: batch[name] for name in batch if name.startswith(("eeg", "input_values"))})
+    gpt2.model.eeg_encoder.forward = None
+    kept = {"eeg_features": encoding.features, "eeg_codes": encoding.codes}
+    rest = without(batch, "input_values")
+    output = gpt2(**rest, **kept, labels=labels)
+    assert torch.equal(output.loss, expected.loss)
+    assert torch.equal(output.eeg_codes, expected.eeg_codes)
+    assert torch.equal(
+        gpt2.count_loss_items(**rest, **kept, labels=labels), gpt2.count_loss_items(**batch, labels=labels)
+    )
+    with pytest.raises(ValueError, match="not both"):
+        gpt2(**batch, **kept)
+    with pytest.raises(ValueError, match=r"`eeg_codes` of the shape .* got None"):
+        gpt2(**rest, eeg_features=encoding.features, labels=labels)
+    with pytest.raises(ValueError, match=r"\(batch, patches, 32\), got"):
+        gpt2(**rest, eeg_features=encoding.features[..., :3])
+    gpt2.config.freeze_eeg_encoder = False
+    with pytest.raises(ValueError, match="out of date"):
+        gpt2(**rest, **kept)
 
 
 def test_targets_and_their_losses_add_up_to_the_loss(model):

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from prepared_folders import write_prepared
+from small_trainings import ROWS, GradientCallback, assert_same_steps, fixed, stages
 from tiny import vq_config
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainingArguments
 
 from neurolm_hf import NeuroLMVQModel
@@ -21,7 +23,7 @@ from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor,
 from neurolm_hf.storage import load_prepared
 from neurolm_hf.tasks import load_task
 from neurolm_hf.training import CodebookCallback, NeuroLMTrainer
-from neurolm_hf.training_set import TrainingSet
+from neurolm_hf.training_set import StepSampler, TrainingSet
 
 
 EXTRACTOR = EEGFeatureExtractor()
@@ -285,3 +287,171 @@ def test_the_trainer_reads_epochs_in_order_and_goes_on_where_it_stopped(tmp_path
     expected = [name for number in range(3) for name in epoch(TrainingSet(parts, EXTRACTOR, seed=1), number)]
     assert train() == expected
     assert train(resume_from_checkpoint=str(tmp_path / "checkpoint-4")) == expected[8:]
+
+
+def mixed(count: int = 48) -> list[dict]:
+    """Windows of one to six seconds."""
+    seconds = np.random.default_rng(0).integers(1, 7, size=count).tolist()
+    return [
+        {**row, "signal": np.ones((2, 200 * length), np.float32)}
+        for row, length in zip(rows("a", count), seconds, strict=True)
+    ]
+
+
+def grouped(training: TrainingSet, number: int, *given: Any) -> list[int]:
+    training.set_epoch(number)
+    sampler = StepSampler(training, *given)
+    places = list(sampler)
+    assert len(sampler) == len(places)
+    return places
+
+
+def padding(training: TrainingSet, places: list[int], batch_size: int) -> float:
+    """Share of the patches of an epoch's batches that is padding."""
+    lengths = training.lengths()[places]
+    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    return 1 - lengths.sum() / sum(len(batch) * batch.max() for batch in batches)
+
+
+def test_windows_of_a_step_are_grouped_by_length_and_the_step_stays_as_drawn() -> None:
+    training = TrainingSet([(mixed(), None)], EXTRACTOR, seed=2)
+    assert grouped(training, 4, 4, 1, 4) != grouped(training, 3, 4, 1, 4)
+    places = grouped(training, 3, 4, 1, 4)
+    lengths = training.lengths()
+    assert lengths.tolist() == [row["signal"].size // 200 for row in training]
+    for start in range(0, 48, 16):
+        step = places[start : start + 16]
+        assert sorted(step) == list(range(start, start + 16))
+        assert lengths[step].tolist() == sorted(lengths[step].tolist())
+    # a place keeps its draw, and so its texts and its augmentation
+    assert [training[place]["draw"] for place in places[:3]] == [(2, 3, place) for place in places[:3]]
+    assert padding(training, list(range(48)), 4) > 0.25
+    assert padding(training, places, 4) < 0.15
+
+
+def test_what_cannot_be_grouped_stays_as_it_was_drawn() -> None:
+    """A step of one micro-batch; the first step, whose first micro-batch places the codebook."""
+    training = TrainingSet([(mixed(), None)], EXTRACTOR)
+    assert grouped(training, 2, 16) == list(range(48))
+    first = grouped(training, 0, 4, 1, 4)
+    assert first[:16] == list(range(16))
+    assert first[16:] != list(range(16, 48))
+    assert grouped(training, 1, 4, 1, 4)[:16] != list(range(16))
+
+
+@pytest.mark.parametrize("count", [48, 45, 3])
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_epoch_ends_with_the_windows_that_it_would_end_with_without_groups(
+    count: int, drop: bool, devices: int
+) -> None:
+    """Filled up by the first windows where several devices need equally many (accelerate would take the shortest)."""
+    training = TrainingSet([(mixed(count), None)], EXTRACTOR)
+    plain = BatchSampler(range(count), 4, drop)
+    expected = [list(BatchSamplerShard(plain, devices, rank)) for rank in range(devices)]
+    own = BatchSampler(StepSampler(training, 4, devices, 3, drop), 4, drop)
+    given = [list(BatchSamplerShard(own, devices, rank)) for rank in range(devices)]
+    assert len(given[0]) == len(given[-1])
+    for step in range(0, len(expected[0]), 3):
+        ours, theirs = (
+            sorted(place for rank in ranks for batch in rank[step : step + 3] for place in batch)
+            for ranks in (given, expected)
+        )
+        assert ours == theirs
+
+
+def test_lengths_of_prepared_sets_are_those_of_their_rows(tmp_path: Path) -> None:
+    recordings = [("a.edf", "a", "train"), ("b.edf", "b", "train")]
+    read = load_prepared(write_prepared(tmp_path, recordings), "train")
+    parts = [(read, WORKLOAD), (read.select([3, 1]), WORKLOAD), (mixed(5), None), ([*rows("c", 1), None], None)]
+    training = TrainingSet(parts, EEGFeatureExtractor(notch_frequency=50), on_bad_row="skip")
+    training.set_epoch(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = [row["signal"].size // 200 for row in training]
+    bad = [index for index, length in enumerate(training.lengths()) if length == 0]
+    assert len(bad) == 1
+    assert [n for i, n in enumerate(training.lengths()) if i not in bad] == [
+        n for i, n in enumerate(expected) if i not in bad
+    ]
+
+
+def steps_of(folder: Path, groups: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict], list[float], list[int]]:
+    """Gradients, losses and padded patches of the steps of two epochs, five or six windows in micro-batches of two."""
+    training = TrainingSet([(ROWS * 3, None)], EXTRACTOR, seed=1)
+    kept, patches = GradientCallback(), []
+    stage = stages()["pretraining"]
+    collate = stage.collator(0.5)
+
+    def counted(rows: Any) -> dict:
+        batch = collate(rows)
+        patches.append(batch["eeg_attention_mask"].numel())
+        return batch
+
+    with monkeypatch.context() as context:
+        if not groups:
+            context.setattr(StepSampler, "__iter__", lambda self: iter(range(len(self))))
+        trainer = NeuroLMTrainer(
+            model=stage.model(),
+            args=fixed(folder, max_steps=8, gradient_accumulation_steps=3),
+            train_dataset=training,
+            data_collator=counted,
+            callbacks=[kept],
+        )
+        trainer.train()
+    return kept.steps, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], patches
+
+
+def test_groups_change_neither_a_step_s_gradient_nor_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, losses, patches = steps_of(tmp_path, True, monkeypatch)
+    expected, expected_losses, more_patches = steps_of(tmp_path, False, monkeypatch)
+    assert len(given) == 8
+    assert_same_steps(given, expected)
+    assert losses == pytest.approx(expected_losses, rel=1e-6)
+    assert sum(patches) < 0.9 * sum(more_patches)
+
+
+def test_groups_go_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    seen: list[tuple] = []
+
+    class Recorded(TrainingSet):
+        def __getitem__(self, index: int) -> Any:
+            seen.append((self.epoch, index))
+            return super().__getitem__(index)
+
+    def train(**resume: Any) -> list[tuple]:
+        seen.clear()
+        NeuroLMTrainer(
+            model=NeuroLMVQModel(vq_config(num_channel_embeddings=256)),
+            args=arguments(tmp_path, gradient_accumulation_steps=3, save_steps=1, num_train_epochs=2),
+            train_dataset=Recorded([(mixed(16), None)], EXTRACTOR),
+            data_collator=EEGCollator(EXTRACTOR),
+            callbacks=[CodebookCallback()],
+        ).train(**resume)
+        return list(seen)
+
+    whole = train()
+    assert whole[16:] != sorted(whole[16:])
+    assert train(resume_from_checkpoint=str(tmp_path / "checkpoint-4")) == whole[16 + 6 :]
+
+
+def test_windows_of_an_evaluation_are_sorted_by_length(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def collate(rows: Any) -> dict:
+        seen.extend(row["signal"].size for row in rows)
+        return EEGCollator(EXTRACTOR)(rows)
+
+    trainer = NeuroLMTrainer(
+        model=NeuroLMVQModel(vq_config(num_channel_embeddings=256)),
+        args=arguments(tmp_path, per_device_eval_batch_size=4),
+        eval_dataset=TrainingSet([(mixed(10), None)], EXTRACTOR),
+        data_collator=collate,
+    )
+    metrics = trainer.evaluate()
+    assert seen == sorted(row["signal"].size for row in mixed(10))
+    plain = NeuroLMTrainer(
+        model=trainer.model, args=trainer.args, eval_dataset=mixed(10), data_collator=EEGCollator(EXTRACTOR)
+    ).evaluate()
+    for name in ("eval_loss", "eval_frequency_loss", "eval_raw_loss"):
+        assert metrics[name] == pytest.approx(plain[name], rel=1e-6)

@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from matplotlib.image import imread
 from small_trainings import ROWS, TASK, arguments, language_model, make_processor, stages
 from transformers import EarlyStoppingCallback
@@ -12,7 +11,7 @@ from transformers.utils import logging
 
 from neurolm_hf.collators import PretrainingCollator
 from neurolm_hf.metrics import balanced_accuracy
-from neurolm_hf.modeling_neurolm import NeuroLMCausalLMOutputWithPast, codebook_statistics
+from neurolm_hf.modeling_neurolm import NeuroLMCausalLMOutputWithPast, NeuroLMForCausalLM, codebook_statistics
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.tasks import load_task
@@ -61,7 +60,7 @@ def test_language_model_metrics_are_means_over_the_whole_split(
     batch = stage.collator(texts)(ROWS)
     batch.pop("rows")
     model = stage.model().eval()
-    outputs = model(**batch, logits_at_targets=False)
+    outputs = model(**batch)
     assert metrics["eval_text_loss"] == pytest.approx(outputs.text_loss.item(), rel=1e-5)
     assert metrics["eval_loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
     if name == "lora":
@@ -95,15 +94,14 @@ def test_accuracy_on_codes_is_that_of_the_likeliest_code(tmp_path: Path) -> None
 
 
 def test_statistics_are_of_samples_and_count_texts_to_them_in_turn() -> None:
-    # ten text rows, three codes; the third row is a text, of the first of two samples
-    targets = torch.tensor([[10, -100, 4], [12, 11, -100], [3, -100, 9]])
+    # the third row is a text, of the first of two samples
     outputs = NeuroLMCausalLMOutputWithPast(
-        targets=targets,
-        logits=F.one_hot(torch.tensor([10, 4, 10, 11, 3, 9]), 13).float(),
         target_losses=torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]),
+        target_rows=torch.tensor([0, 0, 1, 1, 2, 2]),
         target_kinds=torch.tensor([0, 1, 0, 0, 2, 2]),
+        target_hits=torch.tensor([True, True, False, True, True, True]),
     )
-    sums, items = sample_statistics(outputs, codebook_size=3, samples=2)
+    sums, items = sample_statistics(outputs, samples=2)
     assert {name: values.tolist() for name, values in sums.items()} == {
         "eeg_loss": [1, 12],
         "answer_loss": [2, 0],
@@ -118,14 +116,17 @@ def test_statistics_are_of_samples_and_count_texts_to_them_in_turn() -> None:
     }
 
 
-def test_logits_of_an_evaluation_stand_at_targets_only() -> None:
+def test_an_evaluation_makes_no_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    logits = NeuroLMForCausalLM._logits
+    monkeypatch.setattr(NeuroLMForCausalLM, "_logits", lambda *args: made.append(1) or logits(*args))
+    evaluated(tmp_path, "pretraining", 1, 3)
+    assert not made
     stage = stages()["pretraining"]
-    batch, model = stage.collator(1)(ROWS), stage.model()
-    everywhere, at_targets = (model(**batch, logits_at_targets=value) for value in (None, True))
-    wanted = at_targets.targets != -100
-    assert at_targets.logits.shape == (int(wanted.sum()), 320 + 32)
-    torch.testing.assert_close(everywhere.logits[wanted], at_targets.logits)
-    torch.testing.assert_close(everywhere.loss, at_targets.loss)
+    batch = stage.collator(1)(ROWS)
+    batch.pop("rows")
+    assert stage.model().eval()(**batch).logits is not None
+    assert made
 
 
 def test_answers_of_the_validation_split_decide_which_checkpoint_is_best(

@@ -1,0 +1,117 @@
+"""What the benchmarks share: seconds, peak memory, FLOPs, this machine's rate of matrix products, and Markdown tables.
+
+Memory is Linux's own count of one process: measure each way of doing a thing in a process of its own (`own_process`).
+"""
+
+import ctypes
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+
+GIB = 2**30
+
+# Rows, inner and outer width of the products that NeuroLM-B consists of: attention, MLP and text head on 1024 tokens.
+PRODUCTS = ((1024, 768, 2304), (1024, 768, 768), (1024, 768, 3072), (1024, 3072, 768), (256, 768, 50304))
+
+
+class Cost(NamedTuple):
+    """What a piece of work took.
+
+    Attributes:
+        seconds: of wall time.
+        before, peak: bytes of memory that the process held before it, and at most while it ran.
+    """
+
+    seconds: float
+    before: int
+    peak: int
+
+
+def measure(work: Callable[[], object]) -> Cost:
+    """Does the work once, and says what it took."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not count as held
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the peak so far
+    before = _memory("VmRSS")
+    start = time.perf_counter()
+    work()
+    return Cost(time.perf_counter() - start, before, _memory("VmHWM"))
+
+
+def own_process() -> ProcessPoolExecutor:
+    """A process that inherits nothing, in which functions can be run one after the other."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of all matrix products and convolutions of the work, which is done once."""
+    aten: Any = torch.ops.aten
+    # torch does not count attention on the CPU
+    of_attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    }
+    with FlopCounterMode(display=False, custom_mapping=of_attention) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def product_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Floating-point operations a second of matrix products in the model's own shapes, on all threads."""
+    done, taken = 0.0, 0.0
+    while taken < seconds:
+        for rows, inner, outer in PRODUCTS:
+            left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype)
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            taken += time.perf_counter() - start
+            done += 2.0 * rows * inner * outer
+    return done / taken
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of positive numbers."""
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A Markdown table, its first column aligned to the left."""
+    print("| " + " | ".join(header) + " |")
+    print("| --- |" + " ---: |" * (len(header) - 1))
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def machine() -> str:
+    """This machine and this torch in a line."""
+    with open("/proc/cpuinfo") as file:
+        name = next(
+            (line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown processor"
+        )
+    with open("/proc/meminfo") as file:
+        memory = int(file.readline().split()[1]) * 1024
+    return f"{name}, {torch.get_num_threads()} threads, {memory / GIB:.0f} GiB; torch {torch.__version__}"
+
+
+def _memory(kind: str) -> int:
+    """Bytes of this process by Linux's count."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(kind))
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)

@@ -1,0 +1,355 @@
+#!/usr/bin/env python
+"""A step of each training stage at full size, our way and the reference's way of working, in one run.
+
+Ours: the models and collators of this package, as `NeuroLMTrainer` makes a step of them. The reference's way:
+`reference_style.py`, which pads everything to 1024 patches, or to 276 patches and 80 text tokens. Both start from the
+same kind of random weights, read the same windows, and take the same optimiser (fused AdamW). Neither gets a text
+batch: it would add the same to both. Each way runs in a process of its own, and they take turns; a figure is the
+median of its repeats. A sample's time is its share of a micro-batch plus its share of one optimiser step for the
+paper's number of windows on a device.
+
+FLOPs are those of matrix products, convolutions and attention of the step as it is done, so more of them is more
+work. Their rate is set beside that of plain matrix products of the model's shapes, measured in the same run. Peak
+memory is a process's, of which `state` (weights, optimiser, libraries) was there before the step.
+"""
+
+import functools
+import statistics
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import reference_style
+import torch
+from measuring import (
+    GIB,
+    Cost,
+    count_flops,
+    geometric_mean,
+    machine,
+    measure,
+    own_process,
+    print_table,
+    product_rate,
+)
+from peft import get_peft_model
+from transformers import HfArgumentParser
+
+from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQConfig, NeuroLMVQForPreTraining
+from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
+from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
+from neurolm_hf.lora import lora_config
+from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
+from neurolm_hf.processing_neurolm import train_text_tokenizer
+from neurolm_hf.tasks import load_task
+
+
+BPE_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "gpt2"
+
+# Sizes of a test of this script.
+TINY_ROWS = 1024
+TINY_VQ = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "decoder_num_hidden_layers": 1}
+TINY_VQ |= {"codebook_size": 64, "codebook_dim": 16}
+TINY_TEXT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": TINY_ROWS}
+
+
+class Shape(NamedTuple):
+    """A window; `name` is that of a task where there is one."""
+
+    name: str
+    channels: int
+    seconds: int
+
+
+class Stage(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        shapes: of the windows.
+        padded: patches and text tokens to which the reference pads every one of them.
+        windows: of an optimiser step on one device, in the paper.
+        batch: windows of a micro-batch, unless told otherwise.
+    """
+
+    shapes: tuple[Shape, ...]
+    padded: tuple[int, int]
+    windows: int
+    batch: int
+
+
+CORPUS = (Shape("23 x 44 s", 23, 44), Shape("19 x 20 s", 19, 20), Shape("64 x 4 s", 64, 4))
+TASKS = (
+    Shape("TUAB", 23, 10),
+    Shape("TUEV", 23, 5),
+    Shape("SEED", 62, 4),
+    Shape("HMC", 4, 30),
+    Shape("Workload", 19, 4),
+    Shape("TUSL", 23, 10),
+)
+STAGES = {
+    "tokenizer": Stage(CORPUS, (1024, 0), 64, 2),
+    "pretraining": Stage(CORPUS, (1024, 0), 60, 2),
+    "instruction": Stage(TASKS, (276, 80), 64, 8),
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is made.
+
+    Attributes:
+        padded: the reference's way.
+        bf16: matrix products in bfloat16 (`torch.autocast`), weights in float32.
+        cached: the frozen encoder's features come with the batch.
+        lora: adapters on the language model's blocks are trained, and nothing else.
+    """
+
+    name: str
+    padded: bool = False
+    bf16: bool = False
+    cached: bool = False
+    lora: bool = False
+
+
+REFERENCE = Way("reference's", padded=True)
+OURS = Way("ours")
+BOTH = (REFERENCE, OURS, Way("reference's, bf16", padded=True, bf16=True), Way("ours, bf16", bf16=True))
+CACHED = Way("ours, cached", cached=True)
+WAYS = {
+    "tokenizer": BOTH,
+    "pretraining": (*BOTH, CACHED),
+    "instruction": (
+        *BOTH,
+        CACHED,
+        Way("ours, LoRA", lora=True),
+        Way("ours, cached, LoRA, bf16", bf16=True, cached=True, lora=True),
+    ),
+}
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure."""
+
+    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"choices": list(STAGES)})
+    size: str = field(default="B", metadata={"choices": ["B", "tiny"], "help": "tiny: a test of this script."})
+    repeats: int = field(default=3, metadata={"help": "How often each step is measured."})
+    batch: int | None = field(default=None, metadata={"help": "Windows of a micro-batch, of every way alike."})
+
+
+class Trained(NamedTuple):
+    """A model in training, and what trains it."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+
+
+def main(arguments: BenchmarkArguments) -> None:
+    """Print a table a stage."""
+    print(f"{machine()}; NeuroLM-{arguments.size}\n")
+    for name in arguments.stages:
+        print_stage(name, arguments)
+
+
+def print_stage(name: str, arguments: BenchmarkArguments) -> None:
+    """Measure a stage, every way in turn, and print its table and geometric means."""
+    stage, size = STAGES[name], arguments.size
+    batch = arguments.batch or stage.batch
+    costs: dict[tuple[Way, Shape], list[tuple[Cost, Cost]]] = {}
+    flops: dict[tuple[Way, Shape], int] = {}
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    with ExitStack() as stack:
+        processes: dict[tuple[bool, bool], ProcessPoolExecutor] = {}
+        for way, shape in _steps(name):
+            kind = (way.padded, way.lora)
+            if kind not in processes:
+                processes[kind] = stack.enter_context(own_process())
+            # the first step of a shape allocates what the others find
+            flops[way, shape] = processes[kind].submit(flops_of_step, name, way, shape, size).result()
+        for _ in range(arguments.repeats):
+            for bf16 in (False, True):
+                rates[bf16].append(product_rate(torch.bfloat16 if bf16 else torch.float32))
+            for way, shape in _steps(name):
+                process = processes[way.padded, way.lora]
+                cost = process.submit(costs_of_step, name, way, shape, size, batch).result()
+                costs.setdefault((way, shape), []).append(cost)
+    rate = {bf16: statistics.median(measured) for bf16, measured in rates.items()}
+    print(f"### {name}, {batch} windows a micro-batch, {stage.windows} a step")
+    print(f"Matrix products alone: {rate[False] / 1e9:.0f} GFLOP/s in float32, {rate[True] / 1e9:.0f} in bfloat16.\n")
+    print_costs(name, batch, costs, flops, rate)
+
+
+def print_costs(
+    name: str,
+    batch: int,
+    costs: dict[tuple[Way, Shape], list[tuple[Cost, Cost]]],
+    flops: dict[tuple[Way, Shape], int],
+    rate: dict[bool, float],
+) -> None:
+    """The table of a stage: a row for each way and window, and the geometric means of a way's ratios."""
+    stage = STAGES[name]
+    seconds = {
+        key: statistics.median(work.seconds / batch + update.seconds / stage.windows for work, update in measured)
+        for key, measured in costs.items()
+    }
+    peaks = {key: max(max(work.peak, update.peak) for work, update in measured) for key, measured in costs.items()}
+    base = (REFERENCE, stage.shapes[0])
+    rows = []
+    for way in WAYS[name]:
+        shapes = [shape for measured, shape in costs if measured == way]
+        faster = [seconds[base] / seconds[way, shape] for shape in shapes]
+        smaller = [peaks[base] / peaks[way, shape] for shape in shapes]
+        for shape, speed, memory in zip(shapes, faster, smaller, strict=True):
+            key = (way, shape)
+            rows.append(
+                [
+                    "any, padded" if way.padded else shape.name,
+                    way.name,
+                    f"{1 / seconds[key]:.3f}",
+                    f"{speed:.2f}",
+                    f"{flops[key] / 1e12:.3f}",
+                    f"{flops[key] / seconds[key] / rate[way.bf16]:.0%}",
+                    f"{peaks[key] / GIB:.1f}",
+                    f"{min(work.before for work, _ in costs[key]) / GIB:.1f}",
+                    f"{memory:.2f}",
+                ]
+            )
+        if len(shapes) > 1:
+            means = [f"{geometric_mean(values):.2f}" for values in (faster, smaller)]
+            rows.append(["**geometric mean**", way.name, "", f"**{means[0]}**", "", "", "", "", f"**{means[1]}**"])
+    print_table(
+        [
+            "window",
+            "way",
+            "samples/s",
+            "times as fast",
+            "TFLOP a sample",
+            "of the rate",
+            "peak GiB",
+            "of it state",
+            "times less memory",
+        ],
+        rows,
+    )
+    print(flush=True)
+
+
+def flops_of_step(stage: str, way: Way, shape: Shape, size: str) -> int:
+    """Of one window; the step is done."""
+    batch, trained = _batch(stage, way, shape, size, 1), _trained(stage, size, way)
+    flops = count_flops(lambda: _loss(stage, way, trained.model, batch).backward())
+    _update(stage, way, trained)
+    return flops
+
+
+def costs_of_step(stage: str, way: Way, shape: Shape, size: str, count: int) -> tuple[Cost, Cost]:
+    """Of forward and backward of a micro-batch of so many windows, and of the optimiser's step after it."""
+    batch, trained = _batch(stage, way, shape, size, count), _trained(stage, size, way)
+    work = measure(lambda: _loss(stage, way, trained.model, batch).backward())
+    return work, measure(lambda: _update(stage, way, trained))
+
+
+@functools.cache
+def make_processor(size: str) -> NeuroLMProcessor:
+    """With GPT-2's tokens; where its files are not there, with tokens that split the tasks' words much alike."""
+    if BPE_FOLDER.is_dir() and size == "B":
+        return NeuroLMProcessor(EEGFeatureExtractor(), build_text_tokenizer(BPE_FOLDER))
+    tasks = [load_task(shape.name) for shape in TASKS]
+    texts = [task.training_text(answer) for task in tasks for answer in task.classes]
+    return NeuroLMProcessor(EEGFeatureExtractor(), train_text_tokenizer(texts, vocab_size=TINY_ROWS))
+
+
+def make_language_model(size: str) -> NeuroLMForCausalLM:
+    """NeuroLM with random weights, its codebook placed."""
+    changes = {"eeg_config": TINY_VQ, "text_config": TINY_TEXT} if size == "tiny" else {}
+    model = NeuroLMForCausalLM(NeuroLMConfig(eeg_token_id=make_processor(size).eeg_token_id, **changes))
+    model.model.eeg_encoder.quantizer.initialized.fill_(True)
+    return model
+
+
+def make_rows(shape: Shape, count: int) -> list[dict[str, Any]]:
+    """Prepared windows of noise, with the answers of their task in turn."""
+    generator = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        signal = generator.normal(scale=0.3, size=(shape.channels, 200 * shape.seconds)).astype(np.float32)
+        rows.append({"signal": signal, "channels": list(CHANNEL_VOCABULARY[: shape.channels])})
+        if shape in TASKS:
+            task = load_task(shape.name)
+            rows[-1] |= {"task": task, "answer": task.classes[index % len(task.classes)]}
+    return rows
+
+
+def _steps(name: str) -> Iterator[tuple[Way, Shape]]:
+    """What is measured in turn. Once padded, all windows are the same to the reference."""
+    for index, shape in enumerate(STAGES[name].shapes):
+        yield from ((way, shape) for way in WAYS[name] if index == 0 or not way.padded)
+
+
+def _trained(stage: str, size: str, way: Way) -> Trained:
+    """The model of this process, which trains one kind of weights only."""
+    return _new_training(stage, size, way.lora)
+
+
+@functools.cache
+def _new_training(stage: str, size: str, lora: bool) -> Trained:
+    torch.manual_seed(0)
+    model: Any
+    if stage == "tokenizer":
+        model = NeuroLMVQForPreTraining(NeuroLMVQConfig(**(TINY_VQ if size == "tiny" else {})))
+        model.vq.encoder.quantizer.initialized.fill_(True)
+    else:
+        model = make_language_model(size)
+        model = get_peft_model(model, lora_config(model)) if lora else model
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return Trained(model.train(), torch.optim.AdamW(parameters, lr=1e-5, fused=True))
+
+
+def _batch(stage: str, way: Way, shape: Shape, size: str, count: int) -> Any:
+    """What a loader's process would hand over: the padded batch of the reference, or the arguments of our model."""
+    collators: dict[str, Callable[[], Callable[[Any], dict[str, Any]]]] = {
+        "tokenizer": lambda: EEGCollator(EEGFeatureExtractor()),
+        "pretraining": lambda: PretrainingCollator(make_processor(size)),
+        "instruction": lambda: InstructionCollator(make_processor(size)),
+    }
+    batch = collators[stage]()(make_rows(shape, count))
+    del batch["rows"]
+    if way.padded:
+        padded = reference_style.pad(batch, *STAGES[stage].padded)
+        if stage != "tokenizer":
+            return (padded,)
+        return padded, reference_style.tokenizer_targets(_trained(stage, size, way).model, padded)
+    if not way.cached:
+        return batch
+    eeg = {name: batch[name] for name in batch if name == "input_values" or name.startswith("eeg_")}
+    with torch.no_grad():
+        encoding = _trained(stage, size, way).model.encode_eeg(**eeg)
+    del batch["input_values"]
+    return {**batch, "eeg_features": encoding.features, "eeg_codes": encoding.codes}
+
+
+def _loss(stage: str, way: Way, model: Any, batch: Any) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.bf16):
+        if way.padded:
+            loss: torch.Tensor = getattr(reference_style, f"{stage}_loss")(model, *batch)
+            return loss
+        return model(**batch, num_items_in_batch=model.count_loss_items(**batch)).loss
+
+
+def _update(stage: str, way: Way, trained: Trained) -> None:
+    """The optimiser's step; the codebook's in the reference's way is part of the loss."""
+    if stage != "tokenizer":
+        torch.nn.utils.clip_grad_norm_(trained.model.parameters(), 1.0)
+    trained.optimizer.step()
+    if stage == "tokenizer" and not way.padded:
+        trained.model.update_codebook()
+    trained.optimizer.zero_grad()
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser(BenchmarkArguments, description=__doc__)  # type: ignore[arg-type]  # theirs is opaque
+    main(*parser.parse_args_into_dataclasses())

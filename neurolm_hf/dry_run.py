@@ -1,0 +1,372 @@
+"""One step of a training without data and without memory: what the model computes and keeps, counted as it runs.
+
+No rule of thumb stands for the model. A micro-batch goes through it, forward and backward, on torch's fake tensors,
+which have shapes and nothing else: products are counted as they are called, memory as tensors come and go. So a
+decoder, an adapter, a frozen encoder or activation checkpointing costs what its own code makes it cost. That takes
+seconds at any size, and any machine can do it.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
+from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel, reconstruction_targets
+
+
+Stage = Literal["vq", "pretrain", "instruct"]
+
+_aten = torch.ops.aten
+# FLOPs by operation: those that torch's counter knows, and two that it does not: attention on the CPU, where the step
+# runs here (scores and values; backward the scores once more, beside four gradients), and a product added in place.
+FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _aten.addmm_: flop_registry[_aten.addmm],
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+# every other product is one of attention, fused or not
+OUTSIDE_ATTENTION = {_aten.mm, _aten.addmm, _aten.addmm_, _aten.convolution, _aten.convolution_backward}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained, and how.
+
+    Attributes:
+        stage: the neural tokenizer, pre-training, or instruction tuning.
+        config: of the neural tokenizer or, in the two other stages, of the language model.
+        adversary: the neural tokenizer's, which text is mixed in for.
+        lora_rank: of an adapter on the language model's layers; 0 trains all of them.
+        lora_eeg_projector: train the EEG projector and the channel embedding beside the adapter.
+        activation_checkpointing: keep the input of a layer only, and run the layer a second time.
+        bf16: products in bfloat16; otherwise all is float32.
+
+    Raises:
+        ValueError: a configuration of another stage, or an adapter on the neural tokenizer.
+    """
+
+    stage: Stage
+    config: NeuroLMVQConfig | NeuroLMConfig
+    adversary: bool = True
+    lora_rank: int = 0
+    lora_eeg_projector: bool = False
+    activation_checkpointing: bool = False
+    bf16: bool = True
+
+    def __post_init__(self) -> None:
+        expected = NeuroLMVQConfig if self.stage == "vq" else NeuroLMConfig
+        if not isinstance(self.config, expected):
+            raise ValueError(f"Stage {self.stage!r} needs a {expected.__name__}, got a {type(self.config).__name__}.")
+        if self.lora_rank and self.stage == "vq":
+            raise ValueError("LoRA adapts the language model: the neural tokenizer is trained in full.")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of equal shape, and texts of equal length beside them.
+
+    Attributes:
+        windows, channels, seconds: of EEG; a window has a patch for each channel and second.
+        texts, text_tokens: how many, and how long each is.
+        prompt_tokens, answer_tokens: what follows the EEG of each window. Without an answer, codes are the targets.
+    """
+
+    windows: int
+    channels: int
+    seconds: int
+    texts: int = 0
+    text_tokens: int = 1024
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+
+    @property
+    def patches(self) -> int:
+        """Of a window."""
+        return self.channels * self.seconds
+
+    @property
+    def targets(self) -> int:
+        """Of all windows: their answers, or each patch that has a next second; and of all texts."""
+        of_window = self.answer_tokens or self.channels * (self.seconds - 1)
+        return self.windows * of_window + self.texts * (self.text_tokens - 1)
+
+
+@dataclass
+class Flops:
+    """FLOPs, a multiplication and an addition being two; those of `attention` are among the others."""
+
+    forward: int = 0
+    backward: int = 0
+    attention: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both ways."""
+        return self.forward + self.backward
+
+    def times(self, factor: float) -> "Flops":
+        """Those of so many."""
+        return Flops(round(self.forward * factor), round(self.backward * factor), round(self.attention * factor))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many numbers a model has, parameters and buffers.
+
+    Attributes:
+        total: all of them. trained: those that have a gradient.
+        language_model: those that read the texts in a pass of their own; 0 for the neural tokenizer.
+        frozen_encoder: those that no gradient passes.
+        at_work: those that a rank must hold together where weights are shared out: what is outside of the
+            transformers' layers, and the two largest of these, one at work and the next one.
+    """
+
+    total: int
+    trained: int
+    language_model: int
+    frozen_encoder: int
+    at_work: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a forward and a backward pass take.
+
+    Attributes:
+        flops: by part of the model. What activation checkpointing does a second time is among `backward`.
+        activations: bytes that are alive at the worst moment beside weights, gradients and optimiser: what is kept
+            for the gradients, the batch, bfloat16 copies of float32 weights, the logits of a chunk of targets, and
+            whatever is temporary.
+        sizes: of the model.
+    """
+
+    flops: dict[str, Flops]
+    activations: int
+    sizes: Sizes
+
+
+def dry_run(setup: Setup, batch: Batch, cast_weights: bool = False) -> DryRun:
+    """Counts what a micro-batch takes.
+
+    Attention is what `config._attn_implementation` says; every score is counted, masked ones too, for they are
+    computed.
+
+    Args:
+        cast_weights: with `bf16`, the weights themselves are bfloat16, as in DeepSpeed and FSDP; otherwise products
+            take copies of them, as autocast makes them.
+    """
+    model = _build(setup, cast_weights)
+    with FakeTensorMode():
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        model.tie_weights()
+        for parameter in model.parameters():
+            # as after the first micro-batch of a step: what comes is added to what is there
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        with _Meter([*model.parameters(), *model.buffers(), *gradients]) as meter:
+            parts = _Parts(meter)
+            with torch.autocast("cpu", torch.bfloat16, enabled=setup.bf16 and not cast_weights):
+                (_tokenizer_step if setup.stage == "vq" else _language_model_step)(parts, model, setup, batch)
+            parts.backward()
+        return DryRun(parts.flops, meter.peak, _sizes(model))
+
+
+class _Parts:
+    """Runs the parts of a step one after the other, each cut off from those before it, so that each is counted."""
+
+    def __init__(self, meter: "_Meter"):
+        self.flops: dict[str, Flops] = {}
+        self._meter = meter
+        self._done: list[tuple[str, tuple[torch.Tensor, ...], list[torch.Tensor], torch.Tensor]] = []
+
+    def run(self, name: str, function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        """One part, of the outputs of earlier ones."""
+        cut = [given.detach().requires_grad_(given.requires_grad) for given in inputs]
+        with self._count(name, "forward"):
+            output = function(*cut)
+        self._done.append((name, inputs, cut, output))
+        return output
+
+    def backward(self) -> None:
+        """From the last part to the first; a part whose output nothing reads is a loss."""
+        received: dict[int, torch.Tensor] = {}
+        while self._done:
+            # in a call of its own, whose variables keep nothing alive beyond it
+            self._backward_of(received, *self._done.pop())
+
+    def _backward_of(
+        self,
+        received: dict[int, torch.Tensor],
+        name: str,
+        inputs: tuple[torch.Tensor, ...],
+        cut: list[torch.Tensor],
+        output: torch.Tensor,
+    ) -> None:
+        gradient = received.pop(id(output), None)
+        if not output.requires_grad:
+            return
+        with self._count(name, "backward"):
+            output.backward(gradient)
+        for given, part in zip(inputs, cut, strict=True):
+            if part.grad is not None:
+                earlier = received.get(id(given))
+                received[id(given)] = part.grad if earlier is None else earlier + part.grad
+
+    @contextlib.contextmanager
+    def _count(self, name: str, way: str) -> Iterator[None]:
+        before, attention = self._meter.flops, self._meter.attention_flops
+        yield
+        part = self.flops.setdefault(name, Flops())
+        setattr(part, way, self._meter.flops - before)
+        part.attention += self._meter.attention_flops - attention
+
+
+class _Meter(TorchDispatchMode):
+    """FLOPs of what runs under it; bytes of the tensors that were made under it and are alive, and the most ever.
+
+    torch's own FlopCounterMode keeps what checkpointing would free, so that the two cannot be measured together.
+    """
+
+    def __init__(self, held: Iterable[torch.Tensor]):
+        super().__init__()
+        self.flops = self.attention_flops = self.live = self.peak = 0
+        # a storage is the same object as long as it lives
+        self._met = {id(tensor.untyped_storage()) for tensor in held}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operation = func.overloadpacket
+        if operation in FLOPS:
+            flops = FLOPS[operation](*args, **(kwargs or {}), out_val=result)
+            self.flops += flops
+            self.attention_flops += 0 if operation in OUTSIDE_ATTENTION else flops
+        tree_map_only(torch.Tensor, self._meet, result)
+        return result
+
+    def _meet(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) in self._met:
+            return
+        self._met.add(id(storage))
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._part, id(storage), storage.nbytes())
+
+    def _part(self, key: int, size: int) -> None:
+        self._met.discard(key)
+        self.live -= size
+
+
+def _build(setup: Setup, cast_weights: bool) -> Any:
+    """The model in training mode, as the stage trains it, without memory."""
+    kind: Any = NeuroLMForCausalLM
+    if setup.stage == "vq":
+        kind = NeuroLMVQForPreTraining if setup.adversary else NeuroLMVQModel
+    with torch.device("meta"):
+        model = kind(setup.config)
+        if setup.lora_rank:
+            # an optional dependency
+            from .lora import add_adapter, lora_config
+
+            add_adapter(model, "", lora_config(model, setup.lora_rank, eeg_projector=setup.lora_eeg_projector))
+    if setup.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return (model.bfloat16() if cast_weights else model).train()
+
+
+def _tokenizer_step(parts: _Parts, model: Any, setup: Setup, batch: Batch) -> None:
+    vq = model.vq if setup.adversary else model
+    values = torch.zeros(batch.windows, batch.patches, vq.config.patch_size)
+    ids = torch.zeros(batch.windows, batch.patches, dtype=torch.long)
+
+    def decode(quantized: torch.Tensor) -> torch.Tensor:
+        decoded = vq.decode(quantized=quantized, eeg_channel_ids=ids, eeg_time_ids=ids)
+        targets = reconstruction_targets(values, None, vq.config)
+        errors = [F.mse_loss(one.float(), target) for one, target in zip(decoded.values(), targets, strict=True)]
+        return torch.stack(errors).sum()
+
+    def judge(features: torch.Tensor) -> torch.Tensor:
+        return model.alignment_classifier(features).sum()
+
+    features = parts.run("encoder", lambda: vq.encoder(values, ids, ids))
+    quantized = parts.run("quantiser", lambda features: vq.encoder.quantize(features)[0], features)
+    parts.run("decoders", decode, quantized)
+    if setup.adversary:
+        parts.run("adversary on EEG", judge, features)
+    if setup.adversary and batch.texts:
+        texts = torch.zeros(batch.texts, batch.text_tokens, dtype=torch.long)
+        parts.run("adversary on text", lambda: judge(model.text_embedding(texts)))
+
+
+def _language_model_step(parts: _Parts, model: Any, setup: Setup, batch: Batch) -> None:
+    inner, embed = model.model, model.get_input_embeddings()
+    tokens = batch.patches + batch.prompt_tokens + batch.answer_tokens
+    ids = torch.zeros(batch.windows, tokens, dtype=torch.long)
+    patch_ids = ids[:, : batch.patches]
+    targets = batch.targets - batch.texts * (batch.text_tokens - 1)
+
+    def encode() -> torch.Tensor:
+        values = torch.zeros(batch.windows, batch.patches, inner.eeg_encoder.config.patch_size)
+        with torch.set_grad_enabled(not inner.config.freeze_eeg_encoder):
+            features = inner.eeg_encoder(values, patch_ids, patch_ids)
+            if not batch.answer_tokens:
+                inner.eeg_encoder.quantize(features)
+        return features
+
+    def read_eeg(features: torch.Tensor) -> torch.Tensor:
+        features = features.to(inner.channel_embedding.weight.dtype)
+        eeg = inner.eeg_projector(features) + inner.channel_embedding(patch_ids)
+        embeds = embed(ids)
+        embeds = embeds.masked_scatter(torch.zeros(batch.windows, tokens, 1, dtype=torch.bool), eeg.to(embeds.dtype))
+        staircase = torch.zeros(batch.windows, 1, tokens, tokens, dtype=torch.bool)
+        read = inner.language_model(inputs_embeds=embeds, attention_mask=staircase, position_ids=ids, use_cache=False)
+        places = torch.zeros(targets, dtype=torch.long)
+        return read.last_hidden_state.flatten(0, 1)[places]
+
+    def read_text() -> torch.Tensor:
+        embeds = embed(torch.zeros(batch.texts, batch.text_tokens, dtype=torch.long))
+        read = inner.language_model(inputs_embeds=embeds, use_cache=False)
+        return read.last_hidden_state[:, :-1].flatten(0, 1)
+
+    def predict(*hidden_states: torch.Tensor) -> torch.Tensor:
+        together = torch.cat(hidden_states)
+        count = len(together)
+        return model._weigh_targets(together, torch.zeros(count, dtype=torch.long), torch.zeros(count))[0]
+
+    features = parts.run("EEG encoder", encode)
+    hidden_states = [parts.run("language model on EEG", read_eeg, features)]
+    if batch.texts:
+        hidden_states.append(parts.run("language model on text", read_text))
+    parts.run("heads", predict, *hidden_states)
+
+
+def _sizes(model: Any) -> Sizes:
+    tensors = [*model.parameters(), *model.buffers()]
+    total = _count(tensors)
+    language_model = model.model.language_model if isinstance(model, NeuroLMForCausalLM) else None
+    frozen = language_model is not None and model.config.freeze_eeg_encoder
+    layers = [_count(one.parameters()) for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]
+    return Sizes(
+        total=total,
+        trained=_count(parameter for parameter in model.parameters() if parameter.requires_grad),
+        language_model=_count(language_model.parameters()) if language_model is not None else 0,
+        frozen_encoder=_count(model.model.eeg_encoder.parameters()) if frozen else 0,
+        at_work=total - sum(layers) + sum(sorted(layers)[-2:]),
+    )
+
+
+def _count(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
