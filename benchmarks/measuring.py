@@ -13,10 +13,16 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from neurolm_hf.cpu_matmul import leave_onednn, use_onednn
+from neurolm_hf.dry_run import FLOPS
 
 
 GIB = 2**30
+
+# Names of the rates beside that of float32 as PyTorch makes it.
+ONEDNN, BFLOAT16 = "float32 by oneDNN where it is faster", "bfloat16"
 
 # Rows, inner and outer width of the products that NeuroLM-B consists of: attention, MLP and text head on 1024 tokens.
 PRODUCTS = ((1024, 768, 2304), (1024, 768, 768), (1024, 768, 3072), (1024, 3072, 768), (256, 768, 50304))
@@ -53,28 +59,17 @@ def own_process() -> ProcessPoolExecutor:
 
 def count_flops(work: Callable[[], object]) -> int:
     """Floating-point operations of all matrix products and convolutions of the work, which is done once."""
-    aten: Any = torch.ops.aten
-    # torch does not count attention on the CPU
-    of_attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-    }
-    with FlopCounterMode(display=False, custom_mapping=of_attention) as counter:
+    with _Counter() as counter:
         work()
-    return counter.get_total_flops()
+    return counter.flops
 
 
-def product_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
+def product_rates() -> dict[str, float]:
     """Floating-point operations a second of matrix products in the model's own shapes, on all threads."""
-    done, taken = 0.0, 0.0
-    while taken < seconds:
-        for rows, inner, outer in PRODUCTS:
-            left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype)
-            start = time.perf_counter()
-            torch.nn.functional.linear(left, right)
-            taken += time.perf_counter() - start
-            done += 2.0 * rows * inner * outer
-    return done / taken
+    leave_onednn()
+    rates = {"float32": _product_rate(torch.float32)}
+    use_onednn()
+    return {**rates, ONEDNN: _product_rate(torch.float32), BFLOAT16: _product_rate(torch.bfloat16)}
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -101,17 +96,31 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads, {memory / GIB:.0f} GiB; torch {torch.__version__}"
 
 
+def _product_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
+    done, taken = 0.0, 0.0
+    while taken < seconds:
+        for rows, inner, outer in PRODUCTS:
+            left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype)
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            taken += time.perf_counter() - start
+            done += 2.0 * rows * inner * outer
+    return done / taken
+
+
 def _memory(kind: str) -> int:
     """Bytes of this process by Linux's count."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(kind))
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
 
-
-def _attention_backward_flops(
-    gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in FLOPS:
+            self.flops += FLOPS[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from neurolm_hf import NeuroLMForCausalLM, NeuroLMVQForPreTraining
 from neurolm_hf.modeling_neurolm import IGNORE_INDEX, NeuroLMEEGEncoder, reconstruction_targets
@@ -61,14 +60,14 @@ def pad(batch: Mapping[str, torch.Tensor], patches: int, text: int) -> PaddedBat
         _pad_right(batch[name], patches)
         for name in ("input_values", "eeg_channel_ids", "eeg_time_ids", "eeg_attention_mask")
     )
-    texts = torch.zeros(2, len(values), text, dtype=torch.long)
-    texts[1] = IGNORE_INDEX
+    ids = torch.zeros(len(values), text, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     lengths = torch.zeros(len(values), dtype=torch.long)
     if text:
         is_text = (batch["mm_token_type_ids"] == 0) & batch["attention_mask"].bool()
         lengths = is_text.sum(1)
         places = torch.arange(text) < lengths[:, None]
-        texts[0][places], texts[1][places] = batch["input_ids"][is_text], batch["labels"][is_text]
+        ids[places], labels[places] = batch["input_ids"][is_text], batch["labels"][is_text]
     after = int(seconds.max()) + 1 + torch.arange(text)
     positions = torch.cat([seconds, after.expand(len(values), -1)], dim=1)
     seen = torch.cat([mask.bool(), torch.arange(text) < lengths[:, None]], dim=1)
@@ -76,9 +75,8 @@ def pad(batch: Mapping[str, torch.Tensor], patches: int, text: int) -> PaddedBat
     # of one second, or before: the patches of a second stand together
     blocks = torch.where(tokens < real, positions, real + tokens)
     staircase = (tokens[:, None] >= tokens) | (blocks[:, :, None] == blocks[:, None])
-    return PaddedBatch(
-        values, channels, seconds, mask.bool(), *texts, lengths, positions, (staircase & seen[:, None])[:, None]
-    )
+    staircase = (staircase & seen[:, None])[:, None]
+    return PaddedBatch(values, channels, seconds, mask.bool(), ids, labels, lengths, positions, staircase)
 
 
 def tokenizer_loss(
@@ -119,14 +117,14 @@ def pretraining_loss(model: NeuroLMForCausalLM, batch: PaddedBatch) -> torch.Ten
     follows = patches + channels < batch.mask.sum(1, keepdim=True)
     later = codes.gather(1, (patches + channels).clamp(max=len(patches) - 1))
     targets = (later + model.lm_head.out_features).masked_fill(~follows, IGNORE_INDEX)
-    return _cross_entropy(_logits(model, _read(model, batch)), targets)
+    return _cross_entropy(_logits(model, read(model, batch)), targets)
 
 
 def instruction_loss(model: NeuroLMForCausalLM, batch: PaddedBatch) -> torch.Tensor:
     """Loss of a step of instruction tuning, without a text batch."""
     targets = torch.full_like(batch.position_ids, IGNORE_INDEX)
     targets[:, batch.mask.shape[1] : -1] = batch.text_labels[:, 1:]
-    return _cross_entropy(_logits(model, _read(model, batch)), targets)
+    return _cross_entropy(_logits(model, read(model, batch)), targets)
 
 
 @torch.no_grad()
@@ -143,10 +141,26 @@ def generate(model: NeuroLMForCausalLM, batch: PaddedBatch, new_tokens: int) -> 
         so_far = batch._replace(
             text_ids=ids[:, :length], position_ids=batch.position_ids[:, :end], staircase=staircase
         )
-        last = _read(model, so_far, features)[:, -1]
-        ids[:, length] = torch.cat([model.lm_head(last), model.code_head(last)], dim=-1).argmax(-1)
+        last = read(model, so_far, features)[:, -1]
+        ids[:, length] = model.lm_head(last).argmax(-1)
         made.append(ids[:, length])
     return torch.stack(made, dim=1)
+
+
+def read(model: NeuroLMForCausalLM, batch: PaddedBatch, features: torch.Tensor | None = None) -> torch.Tensor:
+    """The language model's last hidden states (batch, patches + text tokens, width)."""
+    inner = model.model
+    if features is None:
+        with torch.no_grad():
+            features = _encode(inner.eeg_encoder, batch)
+    eeg = inner.eeg_projector(features) + inner.channel_embedding(batch.channel_ids)
+    text = inner.get_input_embeddings()(batch.text_ids)
+    return inner.language_model(
+        inputs_embeds=torch.cat([eeg.to(text.dtype), text], dim=1),
+        attention_mask=batch.staircase,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
 
 
 def _encode(encoder: NeuroLMEEGEncoder, batch: PaddedBatch) -> torch.Tensor:
@@ -174,22 +188,6 @@ def _quantize(
             quantizer.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
             quantizer.codebook = F.normalize(codebook * decay + means * (1 - decay), dim=-1)
     return vectors, nearest.view_as(vectors), codes.view(vectors.shape[:-1])
-
-
-def _read(model: NeuroLMForCausalLM, batch: PaddedBatch, features: torch.Tensor | None = None) -> torch.Tensor:
-    """The language model's last hidden states (batch, patches + text tokens, width)."""
-    inner = model.model
-    if features is None:
-        with torch.no_grad():
-            features = _encode(inner.eeg_encoder, batch)
-    eeg = inner.eeg_projector(features) + inner.channel_embedding(batch.channel_ids)
-    text = inner.get_input_embeddings()(batch.text_ids)
-    return inner.language_model(
-        inputs_embeds=torch.cat([eeg.to(text.dtype), text], dim=1),
-        attention_mask=batch.staircase,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
 
 
 def _logits(model: NeuroLMForCausalLM, hidden_states: torch.Tensor) -> torch.Tensor:

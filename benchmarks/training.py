@@ -9,7 +9,8 @@ median of its repeats. A sample's time is its share of a micro-batch plus its sh
 paper's number of windows on a device.
 
 FLOPs are those of matrix products, convolutions and attention of the step as it is done, so more of them is more
-work. Their rate is set beside that of plain matrix products of the model's shapes, measured in the same run. Peak
+work. Their rate is set beside the fastest of plain matrix products of the model's shapes in the same precision,
+measured in the same run. Peak
 memory is a process's, of which `state` (weights, optimiser, libraries) was there before the step.
 """
 
@@ -26,7 +27,9 @@ import numpy as np
 import reference_style
 import torch
 from measuring import (
+    BFLOAT16,
     GIB,
+    ONEDNN,
     Cost,
     count_flops,
     geometric_mean,
@@ -34,7 +37,7 @@ from measuring import (
     measure,
     own_process,
     print_table,
-    product_rate,
+    product_rates,
 )
 from peft import get_peft_model
 from transformers import HfArgumentParser
@@ -42,9 +45,14 @@ from transformers import HfArgumentParser
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQConfig, NeuroLMVQForPreTraining
 from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
+from neurolm_hf.cpu_matmul import leave_onednn, use_onednn
 from neurolm_hf.lora import lora_config
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
-from neurolm_hf.processing_neurolm import train_text_tokenizer
+from neurolm_hf.processing_neurolm import (
+    EEGFeatureExtractor,
+    NeuroLMProcessor,
+    build_text_tokenizer,
+    train_text_tokenizer,
+)
 from neurolm_hf.tasks import load_task
 
 
@@ -54,7 +62,7 @@ BPE_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "gpt2"
 TINY_ROWS = 1024
 TINY_VQ = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "decoder_num_hidden_layers": 1}
 TINY_VQ |= {"codebook_size": 64, "codebook_dim": 16}
-TINY_TEXT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": TINY_ROWS}
+TINY_TEXT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": TINY_ROWS, "bos_token_id": 0, "eos_token_id": 0}
 
 
 class Shape(NamedTuple):
@@ -106,18 +114,26 @@ class Way:
         bf16: matrix products in bfloat16 (`torch.autocast`), weights in float32.
         cached: the frozen encoder's features come with the batch.
         lora: adapters on the language model's blocks are trained, and nothing else.
+        onednn: oneDNN multiplies float32 matrices where it is the faster one, as in our scripts (`cpu_matmul`).
     """
 
     name: str
     padded: bool = False
+    onednn: bool = True
     bf16: bool = False
     cached: bool = False
     lora: bool = False
 
 
-REFERENCE = Way("reference's", padded=True)
+REFERENCE = Way("reference's", padded=True, onednn=False)
 OURS = Way("ours")
-BOTH = (REFERENCE, OURS, Way("reference's, bf16", padded=True, bf16=True), Way("ours, bf16", bf16=True))
+BOTH = (
+    REFERENCE,
+    Way("reference's, oneDNN", padded=True),
+    Way("reference's, bf16", padded=True, bf16=True),
+    OURS,
+    Way("ours, bf16", bf16=True),
+)
 CACHED = Way("ours, cached", cached=True)
 WAYS = {
     "tokenizer": BOTH,
@@ -161,25 +177,25 @@ def print_stage(name: str, arguments: BenchmarkArguments) -> None:
     batch = arguments.batch or stage.batch
     costs: dict[tuple[Way, Shape], list[tuple[Cost, Cost]]] = {}
     flops: dict[tuple[Way, Shape], int] = {}
-    rates: dict[bool, list[float]] = {False: [], True: []}
+    rates: dict[str, list[float]] = {}
     with ExitStack() as stack:
         processes: dict[tuple[bool, bool], ProcessPoolExecutor] = {}
         for way, shape in _steps(name):
-            kind = (way.padded, way.lora)
-            if kind not in processes:
-                processes[kind] = stack.enter_context(own_process())
+            weights = (way.padded, way.lora)
+            if weights not in processes:
+                processes[weights] = stack.enter_context(own_process())
             # the first step of a shape allocates what the others find
-            flops[way, shape] = processes[kind].submit(flops_of_step, name, way, shape, size).result()
+            flops[way, shape] = processes[weights].submit(flops_of_step, name, way, shape, size).result()
         for _ in range(arguments.repeats):
-            for bf16 in (False, True):
-                rates[bf16].append(product_rate(torch.bfloat16 if bf16 else torch.float32))
+            for kind, measured in product_rates().items():
+                rates.setdefault(kind, []).append(measured)
             for way, shape in _steps(name):
                 process = processes[way.padded, way.lora]
                 cost = process.submit(costs_of_step, name, way, shape, size, batch).result()
                 costs.setdefault((way, shape), []).append(cost)
-    rate = {bf16: statistics.median(measured) for bf16, measured in rates.items()}
-    print(f"### {name}, {batch} windows a micro-batch, {stage.windows} a step")
-    print(f"Matrix products alone: {rate[False] / 1e9:.0f} GFLOP/s in float32, {rate[True] / 1e9:.0f} in bfloat16.\n")
+    rate = {kind: statistics.median(measured) for kind, measured in rates.items()}
+    print(f"### {name}, {batch} windows a micro-batch, {stage.windows} a step\n")
+    print("Matrix products alone, GFLOP/s: " + ", ".join(f"{kind} {rate[kind] / 1e9:.0f}" for kind in rate) + ".\n")
     print_costs(name, batch, costs, flops, rate)
 
 
@@ -188,7 +204,7 @@ def print_costs(
     batch: int,
     costs: dict[tuple[Way, Shape], list[tuple[Cost, Cost]]],
     flops: dict[tuple[Way, Shape], int],
-    rate: dict[bool, float],
+    rate: dict[str, float],
 ) -> None:
     """The table of a stage: a row for each way and window, and the geometric means of a way's ratios."""
     stage = STAGES[name]
@@ -212,7 +228,7 @@ def print_costs(
                     f"{1 / seconds[key]:.3f}",
                     f"{speed:.2f}",
                     f"{flops[key] / 1e12:.3f}",
-                    f"{flops[key] / seconds[key] / rate[way.bf16]:.0%}",
+                    f"{flops[key] / seconds[key] / rate[BFLOAT16 if way.bf16 else ONEDNN]:.0%}",
                     f"{peaks[key] / GIB:.1f}",
                     f"{min(work.before for work, _ in costs[key]) / GIB:.1f}",
                     f"{memory:.2f}",
@@ -272,12 +288,15 @@ def make_language_model(size: str) -> NeuroLMForCausalLM:
 
 
 def make_rows(shape: Shape, count: int) -> list[dict[str, Any]]:
-    """Prepared windows of noise, with the answers of their task in turn."""
+    """Prepared windows of noise and a rhythm, each its own, with the answers of their task in turn."""
     generator = np.random.default_rng(0)
+    times = np.arange(200 * shape.seconds) / 200
     rows: list[dict[str, Any]] = []
     for index in range(count):
-        signal = generator.normal(scale=0.3, size=(shape.channels, 200 * shape.seconds)).astype(np.float32)
-        rows.append({"signal": signal, "channels": list(CHANNEL_VOCABULARY[: shape.channels])})
+        rhythm = np.sin(2 * np.pi * generator.uniform(1, 40) * times)
+        signal = generator.normal(scale=0.3, size=(shape.channels, len(times))) + generator.uniform(0, 1) * rhythm
+        channels = list(CHANNEL_VOCABULARY[: shape.channels])
+        rows.append({"signal": signal.astype(np.float32), "channels": channels})
         if shape in TASKS:
             task = load_task(shape.name)
             rows[-1] |= {"task": task, "answer": task.classes[index % len(task.classes)]}
@@ -333,6 +352,7 @@ def _batch(stage: str, way: Way, shape: Shape, size: str, count: int) -> Any:
 
 
 def _loss(stage: str, way: Way, model: Any, batch: Any) -> torch.Tensor:
+    (use_onednn if way.onednn else leave_onednn)()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.bf16):
         if way.padded:
             loss: torch.Tensor = getattr(reference_style, f"{stage}_loss")(model, *batch)

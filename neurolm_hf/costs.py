@@ -131,15 +131,17 @@ class Cost:
     device_hours: float
 
 
-def flops_of_step(setup: Setup, step: Batch) -> dict[str, Flops]:
-    """FLOPs of an optimiser step by part: those of one window and one text, as often as there are some."""
+def step_of(setup: Setup, step: Batch) -> DryRun:
+    """An optimiser step, whose FLOPs are those of one window and one text as often as there are some.
+
+    Its activations are of one window and one text: `ranks_of` has those of a micro-batch.
+    """
     one = replace(step, windows=1, texts=min(1, step.texts))
-    counted = dry_run(setup, one).flops
-    factors = {name: step.texts if name.endswith("text") else step.windows for name in counted}
-    return {
-        name: flops.times(step.targets / one.targets if name == "heads" else factors[name])
-        for name, flops in counted.items()
-    }
+    run = dry_run(setup, one)
+    times: dict[str, float] = {name: step.texts if name.endswith("text") else step.windows for name in run.flops}
+    if "heads" in run.flops:
+        times["heads"] = step.targets / one.targets
+    return replace(run, flops={name: flops.times(times[name]) for name, flops in run.flops.items()})
 
 
 def costs_of(
@@ -148,7 +150,7 @@ def costs_of(
     """What the training costs by strategy. Sending is not taken to overlap with computing.
 
     Args:
-        flops: of an optimiser step, from `flops_of_step`. ranks: from `ranks_of`.
+        flops: of an optimiser step by part, from `step_of`. ranks: from `ranks_of`.
     """
     found = {}
     for name, rank in ranks.items():

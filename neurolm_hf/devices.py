@@ -1,8 +1,8 @@
 """Many devices: what DeepSpeed and FSDP are asked for, what cannot work, and what they would do without a word.
 
 DistributedDataParallel keeps the whole model on each process. DeepSpeed's ZeRO and FSDP share out the optimiser's
-state, the gradients and (ZeRO-3, FSDP) the weights: then every process must make the same passes through the model, and
-a weight is read and written with its other shares.
+state, the gradients and (ZeRO-3, FSDP) the weights: then every process must make the same passes through the model,
+and a weight is read and written with its other shares.
 """
 
 import importlib.util
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -59,6 +60,12 @@ def sharding(args: TrainingArguments) -> str | None:
     return "FSDP" if _asks_for_fsdp(args) else None
 
 
+def shares_weights(args: TrainingArguments) -> bool:
+    """Whether no process has all weights while the model is trained."""
+    plugin = args.deepspeed_plugin
+    return _asks_for_fsdp(args) if plugin is None else plugin.deepspeed_config["zero_optimization"]["stage"] == 3
+
+
 def check_devices(trainer: Trainer, *, skips_batches: bool) -> None:
     """Refuses what would train something else than was asked for, or fail at the end.
 
@@ -85,10 +92,12 @@ def check_devices(trainer: Trainer, *, skips_batches: bool) -> None:
         _check_deepspeed(args)
     if trainer.is_fsdp_enabled:
         _check_fsdp(trainer.accelerator.state.fsdp_plugin, skips_batches)
+    if args.torch_compile and (trainer.is_fsdp_enabled or shares_weights(args)):
+        raise ValueError("torch_compile has not been tried where weights are shared out: leave it out, or use ZeRO-2.")
     if any(hasattr(parameter, "ds_id") for parameter in trainer.model.parameters()):
         raise ValueError(
-            "This model was made in shares, so that what was loaded into it may be lost: call `settle_deepspeed(args)` "
-            "before the model is made."
+            "This model was made in shares, so that what was loaded into it may be lost: call "
+            "`settle_deepspeed(args)` before the model is made."
         )
 
 
@@ -112,8 +121,16 @@ def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager:
 
 
 def transformer_layers(model: nn.Module) -> list[str]:
-    """Class names of the transformer layers, of the EEG encoder and of any decoder: what FSDP shares out one by one."""
-    return sorted({type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)})
+    """Class names of the transformer layers, the EEG encoder's and any decoder's: what FSDP shares out one by one."""
+    layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    return sorted({type(layer).__name__ for layer in layers})
+
+
+def leave_together() -> None:
+    """Ends the connection between the processes once all are done: one that is gone takes the others with it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 @contextmanager

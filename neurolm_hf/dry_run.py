@@ -6,10 +6,10 @@ decoder, an adapter, a frozen encoder or activation checkpointing costs what its
 seconds at any size, and any machine can do it.
 """
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,10 +18,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
-from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel, reconstruction_targets
+from .modeling_neurolm import (
+    GradientCheckpointingLayer,
+    NeuroLMForCausalLM,
+    NeuroLMVQForPreTraining,
+    NeuroLMVQModel,
+    reconstruction_targets,
+)
 
 
 Stage = Literal["vq", "pretrain", "instruct"]
@@ -148,8 +153,9 @@ class DryRun:
     Attributes:
         flops: by part of the model. What activation checkpointing does a second time is among `backward`.
         activations: bytes that are alive at the worst moment beside weights, gradients and optimiser: what is kept
-            for the gradients, the batch, bfloat16 copies of float32 weights, the logits of a chunk of targets, and
-            whatever is temporary.
+            for the gradients, the batch, bfloat16 copies of float32 weights, the logits of a chunk of targets, what
+            is temporary. Also the language model's gradients from the texts, which autograd holds back until those
+            from the EEG join them.
         sizes: of the model.
     """
 
@@ -177,82 +183,57 @@ def dry_run(setup: Setup, batch: Batch, cast_weights: bool = False) -> DryRun:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         with _Meter([*model.parameters(), *model.buffers(), *gradients]) as meter:
-            parts = _Parts(meter)
             with torch.autocast("cpu", torch.bfloat16, enabled=setup.bf16 and not cast_weights):
-                (_tokenizer_step if setup.stage == "vq" else _language_model_step)(parts, model, setup, batch)
-            parts.backward()
-        return DryRun(parts.flops, meter.peak, _sizes(model))
+                step = _tokenizer_step if setup.stage == "vq" else _language_model_step
+                # the batch lives as long as the step
+                loss, *_held = step(meter, model, setup, batch)
+            loss.backward()
+        return DryRun(meter.flops, meter.peak, _sizes(model))
 
 
-class _Parts:
-    """Runs the parts of a step one after the other, each cut off from those before it, so that each is counted."""
+class _EndOfPart(torch.autograd.Function):
+    """Says, on the way back, that a part of the model begins."""
 
-    def __init__(self, meter: "_Meter"):
-        self.flops: dict[str, Flops] = {}
-        self._meter = meter
-        self._done: list[tuple[str, tuple[torch.Tensor, ...], list[torch.Tensor], torch.Tensor]] = []
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, begin: Callable[[], None]) -> torch.Tensor:
+        ctx.begin = begin
+        return output.view_as(output)
 
-    def run(self, name: str, function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-        """One part, of the outputs of earlier ones."""
-        cut = [given.detach().requires_grad_(given.requires_grad) for given in inputs]
-        with self._count(name, "forward"):
-            output = function(*cut)
-        self._done.append((name, inputs, cut, output))
-        return output
-
-    def backward(self) -> None:
-        """From the last part to the first; a part whose output nothing reads is a loss."""
-        received: dict[int, torch.Tensor] = {}
-        while self._done:
-            # in a call of its own, whose variables keep nothing alive beyond it
-            self._backward_of(received, *self._done.pop())
-
-    def _backward_of(
-        self,
-        received: dict[int, torch.Tensor],
-        name: str,
-        inputs: tuple[torch.Tensor, ...],
-        cut: list[torch.Tensor],
-        output: torch.Tensor,
-    ) -> None:
-        gradient = received.pop(id(output), None)
-        if not output.requires_grad:
-            return
-        with self._count(name, "backward"):
-            output.backward(gradient)
-        for given, part in zip(inputs, cut, strict=True):
-            if part.grad is not None:
-                earlier = received.get(id(given))
-                received[id(given)] = part.grad if earlier is None else earlier + part.grad
-
-    @contextlib.contextmanager
-    def _count(self, name: str, way: str) -> Iterator[None]:
-        before, attention = self._meter.flops, self._meter.attention_flops
-        yield
-        part = self.flops.setdefault(name, Flops())
-        setattr(part, way, self._meter.flops - before)
-        part.attention += self._meter.attention_flops - attention
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.begin()
+        return gradient, None
 
 
 class _Meter(TorchDispatchMode):
-    """FLOPs of what runs under it; bytes of the tensors that were made under it and are alive, and the most ever.
+    """FLOPs of what runs under it, by part; bytes of the tensors made under it that are alive, and the most ever.
 
     torch's own FlopCounterMode keeps what checkpointing would free, so that the two cannot be measured together.
     """
 
     def __init__(self, held: Iterable[torch.Tensor]):
         super().__init__()
-        self.flops = self.attention_flops = self.live = self.peak = 0
+        self.flops: dict[str, Flops] = {}
+        self.live = self.peak = 0
         # a storage is the same object as long as it lives
         self._met = {id(tensor.untyped_storage()) for tensor in held}
+        self._part, self._way = Flops(), "forward"
+
+    def run(self, name: str, part: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        """A part of the model, whose FLOPs are to be told apart."""
+        self._begin(name, "forward")
+        return _EndOfPart.apply(part(*inputs), partial(self._begin, name, "backward"))
+
+    def _begin(self, name: str, way: str) -> None:
+        self._part, self._way = self.flops.setdefault(name, Flops()), way
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         operation = func.overloadpacket
         if operation in FLOPS:
             flops = FLOPS[operation](*args, **(kwargs or {}), out_val=result)
-            self.flops += flops
-            self.attention_flops += 0 if operation in OUTSIDE_ATTENTION else flops
+            setattr(self._part, self._way, getattr(self._part, self._way) + flops)
+            self._part.attention += 0 if operation in OUTSIDE_ATTENTION else flops
         tree_map_only(torch.Tensor, self._meet, result)
         return result
 
@@ -263,9 +244,9 @@ class _Meter(TorchDispatchMode):
         self._met.add(id(storage))
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._part, id(storage), storage.nbytes())
+        weakref.finalize(storage, self._leave, id(storage), storage.nbytes())
 
-    def _part(self, key: int, size: int) -> None:
+    def _leave(self, key: int, size: int) -> None:
         self._met.discard(key)
         self.live -= size
 
@@ -287,7 +268,8 @@ def _build(setup: Setup, cast_weights: bool) -> Any:
     return (model.bfloat16() if cast_weights else model).train()
 
 
-def _tokenizer_step(parts: _Parts, model: Any, setup: Setup, batch: Batch) -> None:
+def _tokenizer_step(meter: _Meter, model: Any, setup: Setup, batch: Batch) -> list[torch.Tensor]:
+    """The loss, and the batch."""
     vq = model.vq if setup.adversary else model
     values = torch.zeros(batch.windows, batch.patches, vq.config.patch_size)
     ids = torch.zeros(batch.windows, batch.patches, dtype=torch.long)
@@ -301,25 +283,28 @@ def _tokenizer_step(parts: _Parts, model: Any, setup: Setup, batch: Batch) -> No
     def judge(features: torch.Tensor) -> torch.Tensor:
         return model.alignment_classifier(features).sum()
 
-    features = parts.run("encoder", lambda: vq.encoder(values, ids, ids))
-    quantized = parts.run("quantiser", lambda features: vq.encoder.quantize(features)[0], features)
-    parts.run("decoders", decode, quantized)
+    features = meter.run("encoder", lambda: vq.encoder(values, ids, ids))
+    quantized = meter.run("quantiser", lambda features: vq.encoder.quantize(features)[0], features)
+    loss = meter.run("decoders", decode, quantized)
     if setup.adversary:
-        parts.run("adversary on EEG", judge, features)
+        loss = loss + meter.run("adversary on EEG", judge, features)
     if setup.adversary and batch.texts:
         texts = torch.zeros(batch.texts, batch.text_tokens, dtype=torch.long)
-        parts.run("adversary on text", lambda: judge(model.text_embedding(texts)))
+        loss = loss + meter.run("adversary on text", lambda: judge(model.text_embedding(texts)))
+    return [loss, values, ids]
 
 
-def _language_model_step(parts: _Parts, model: Any, setup: Setup, batch: Batch) -> None:
+def _language_model_step(meter: _Meter, model: Any, setup: Setup, batch: Batch) -> list[torch.Tensor]:
+    """The loss, and the batch."""
     inner, embed = model.model, model.get_input_embeddings()
     tokens = batch.patches + batch.prompt_tokens + batch.answer_tokens
     ids = torch.zeros(batch.windows, tokens, dtype=torch.long)
     patch_ids = ids[:, : batch.patches]
     targets = batch.targets - batch.texts * (batch.text_tokens - 1)
 
+    values = torch.zeros(batch.windows, batch.patches, inner.eeg_encoder.config.patch_size)
+
     def encode() -> torch.Tensor:
-        values = torch.zeros(batch.windows, batch.patches, inner.eeg_encoder.config.patch_size)
         with torch.set_grad_enabled(not inner.config.freeze_eeg_encoder):
             features = inner.eeg_encoder(values, patch_ids, patch_ids)
             if not batch.answer_tokens:
@@ -332,9 +317,12 @@ def _language_model_step(parts: _Parts, model: Any, setup: Setup, batch: Batch) 
         embeds = embed(ids)
         embeds = embeds.masked_scatter(torch.zeros(batch.windows, tokens, 1, dtype=torch.bool), eeg.to(embeds.dtype))
         staircase = torch.zeros(batch.windows, 1, tokens, tokens, dtype=torch.bool)
-        read = inner.language_model(inputs_embeds=embeds, attention_mask=staircase, position_ids=ids, use_cache=False)
-        places = torch.zeros(targets, dtype=torch.long)
-        return read.last_hidden_state.flatten(0, 1)[places]
+        places = (torch.zeros(targets, dtype=torch.long), torch.zeros(targets, dtype=torch.long))
+        with inner._last_mlp_at(places if batch.answer_tokens else None, ids.shape):
+            read = inner.language_model(
+                inputs_embeds=embeds, attention_mask=staircase, position_ids=ids, use_cache=False
+            )
+        return read.last_hidden_state[places]
 
     def read_text() -> torch.Tensor:
         embeds = embed(torch.zeros(batch.texts, batch.text_tokens, dtype=torch.long))
@@ -346,11 +334,11 @@ def _language_model_step(parts: _Parts, model: Any, setup: Setup, batch: Batch) 
         count = len(together)
         return model._weigh_targets(together, torch.zeros(count, dtype=torch.long), torch.zeros(count))[0]
 
-    features = parts.run("EEG encoder", encode)
-    hidden_states = [parts.run("language model on EEG", read_eeg, features)]
+    features = meter.run("EEG encoder", encode)
+    hidden_states = [meter.run("language model on EEG", read_eeg, features)]
     if batch.texts:
-        hidden_states.append(parts.run("language model on text", read_text))
-    parts.run("heads", predict, *hidden_states)
+        hidden_states.append(meter.run("language model on text", read_text))
+    return [meter.run("heads", predict, *hidden_states), values, ids]
 
 
 def _sizes(model: Any) -> Sizes:

@@ -7,7 +7,8 @@ that reads the encoder's features between its text tokens. EEG is batch first ev
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -1053,6 +1054,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         eeg_features: torch.Tensor | None = None,
         eeg_codes: torch.Tensor | None = None,
         output_eeg_codes: bool = False,
+        wanted_tokens: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> NeuroLMModelOutputWithPast:
         """Reads text and EEG.
@@ -1070,6 +1072,8 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
                 `input_values`: the encoder does not run.
             eeg_codes: (batch, patches), the codes beside `eeg_features`.
             output_eeg_codes: return the VQ tokens of the EEG as well, from the same encoder pass.
+            wanted_tokens: (batch, tokens), True where `last_hidden_state` will be used, and it must not be elsewhere:
+                no token depends on what the last layer's MLP makes of another, so it leaves those out.
 
         Raises:
             ValueError: when a row's placeholders and real patches differ in number, or its seconds have gaps; EEG both
@@ -1114,15 +1118,18 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         for name in ("output_hidden_states", "output_attentions"):
             kwargs[name] = kwargs.get(name) if kwargs.get(name) is not None else getattr(self.config, name)
         kwargs.pop("return_dict", None)
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            return_dict=True,
-            **kwargs,
-        )
+        whole = wanted_tokens is None or kwargs["output_hidden_states"]
+        places = None if whole else cast(torch.Tensor, wanted_tokens).nonzero(as_tuple=True)
+        with self._last_mlp_at(places, inputs_embeds.shape[:2]):
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                return_dict=True,
+                **kwargs,
+            )
         return NeuroLMModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -1130,6 +1137,34 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
             attentions=outputs.attentions,
             eeg_codes=codes,
         )
+
+    @contextmanager
+    def _last_mlp_at(self, places: tuple[torch.Tensor, ...] | None, shape: torch.Size) -> Iterator[None]:
+        """Lets the MLP of the last decoder layer compute tokens at these places of `shape` alone; others get zeros.
+
+        Not under activation checkpointing, which calls the layer again later, nor in a compiled graph.
+        """
+        last = [one for one in self.language_model.modules() if isinstance(one, GradientCheckpointingLayer)][-1]
+        mlp = getattr(last, "mlp", None)
+        recomputed = self.training and getattr(self.language_model, "gradient_checkpointing", False)
+        if places is None or mlp is None or recomputed or torch.compiler.is_compiling():
+            yield
+            return
+
+        def narrow(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            return (inputs[0][places].unsqueeze(0),)
+
+        def widen(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+            everywhere = output.new_zeros(*shape, output.shape[-1])
+            everywhere[places] = output.squeeze(0)
+            return everywhere
+
+        hooks = [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _encoding(
         self,
@@ -1322,9 +1357,18 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         All other arguments are those of [`NeuroLMModel.forward`].
         """
         has_targets = labels is not None or text_input_ids is not None
+        with_logits = not (has_targets and self.training) if return_logits is None else return_logits
         needs_codes = self._asks_for_codes(labels)
         if needs_codes and input_values is None and eeg_features is None:
             raise ValueError("`labels` ask for the codes of EEG placeholders, but there are no `input_values`.")
+        ids = (eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+        targets = wanted = None
+        if labels is not None:
+            self._check_labels(labels)
+            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            if not needs_codes:
+                targets = self._targets(labels, placeholders, attention_mask, None, *ids)
+                wanted = None if with_logits else targets != IGNORE_INDEX
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1342,29 +1386,17 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             eeg_features=eeg_features,
             eeg_codes=eeg_codes,
             output_eeg_codes=needs_codes,
+            wanted_tokens=wanted,
             **{**kwargs, "return_dict": True},
         )
         hidden_states = outputs.last_hidden_state
         logits = None
-        if not (has_targets and self.training) if return_logits is None else return_logits:
+        if with_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self._logits(hidden_states[:, keep], text_logits_only)
-        targets = None
-        found = []
-        if labels is not None:
-            self._check_labels(labels)
-            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
-            targets = self._targets(
-                labels,
-                placeholders,
-                attention_mask,
-                outputs.eeg_codes,
-                eeg_channel_ids,
-                eeg_time_ids,
-                eeg_segment_ids,
-                eeg_attention_mask,
-            )
-            found.append(_TargetsOfPass(hidden_states, targets, placeholders))
+        if labels is not None and needs_codes:
+            targets = self._targets(labels, placeholders, attention_mask, outputs.eeg_codes, *ids)
+        found = [] if targets is None else [_TargetsOfPass(hidden_states, targets, placeholders)]
         if text_input_ids is not None:
             found.append(self._read_texts(text_input_ids, text_attention_mask))
         return NeuroLMCausalLMOutputWithPast(
@@ -1403,16 +1435,8 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             # which code it is changes no count
             needs_codes = self._asks_for_codes(labels) and eeg_channel_ids is not None
             codes = torch.zeros_like(cast(torch.Tensor, eeg_channel_ids)) if needs_codes else None
-            targets = self._targets(
-                labels,
-                placeholders,
-                attention_mask,
-                codes,
-                eeg_channel_ids,
-                eeg_time_ids,
-                eeg_segment_ids,
-                eeg_attention_mask,
-            )
+            ids = (eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+            targets = self._targets(labels, placeholders, attention_mask, codes, *ids)
             kinds.append(_target_kinds(targets, placeholders))
         if text_input_ids is not None:
             targets = _next_tokens(text_input_ids, text_attention_mask)
@@ -1599,6 +1623,7 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             attention_mask=mask,
             mm_token_type_ids=mm_token_type_ids,
             position_ids=torch.cat([positions, positions.max(1, keepdim=True).values + 1 + tree.steps], dim=1),
+            wanted_tokens=torch.zeros_like(input_ids, dtype=torch.bool).scatter(1, places, True),
             use_cache=False,
             return_dict=True,
             **eeg,
@@ -2180,9 +2205,11 @@ class _ReverseGradient(torch.autograd.Function):
 def _zero_of(*modules: nn.Module) -> torch.Tensor | float:
     """Zero, with a gradient to all trained parameters of the modules.
 
-    Every rank must touch the same parameters, or distributed training waits for gradients for ever.
+    Every rank must touch the same parameters, or DistributedDataParallel waits for gradients for ever. Parameters that
+    ZeRO-3 or FSDP has shared out are left alone: they are whole inside their modules only.
     """
-    return sum(0.0 * p.sum() for module in modules for p in module.parameters() if p.requires_grad)
+    whole = (p for module in modules for p in module.parameters() if type(p) is nn.Parameter and not hasattr(p, "ds_id"))
+    return sum(0.0 * p.sum() for p in whole if p.requires_grad)
 
 
 def _eeg_config(config: NeuroLMConfig) -> NeuroLMVQConfig:

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_torch_bf16_gpu_available, logging
 
 from .devices import require_deepspeed, settle_deepspeed
 
+
+logger = logging.get_logger(__name__)
 
 Options = TypeVar("Options")
 
@@ -33,6 +36,7 @@ EXPLAINED = frozenset(
         "max_grad_norm",
         "bf16",
         "activation_checkpointing",
+        "torch_compile",
         "seed",
         "use_cpu",
         "dataloader_num_workers",
@@ -91,7 +95,12 @@ class StageTrainingArguments(TrainingArguments):
     )
     bf16: bool | None = field(  # type: ignore[assignment]  # None until the device has been asked
         default=None,
-        metadata={"nargs": "?", "const": True, "help": "Mixed precision; by default where the GPU has bfloat16."},
+        metadata={
+            "nargs": "?",
+            "const": True,
+            "help": "Mixed precision; by default where the GPU has bfloat16. Also for CPUs that have it (AVX512-BF16, "
+            "AMX, ARM's), where it is off unless asked for, so that results stay the same on all of them.",
+        },
     )
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(
@@ -114,6 +123,11 @@ class StageTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must stay {json.dumps(value)}: {reason}")
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and is_torch_bf16_gpu_available()
+        elif self.bf16 and (self.use_cpu or not torch.accelerator.is_available()):
+            # the Trainer takes bf16 for a GPU's unless it is told so
+            self.use_cpu = True
+            if not cpu_has_bf16():
+                logger.warning("This CPU computes no bfloat16, so --bf16 is emulated: slower than without it.")
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         if self.deepspeed is not None:
@@ -139,6 +153,11 @@ class StageTrainingArguments(TrainingArguments):
                 f"{total} makes it {total // at_once}: give one of the two."
             )
         return total // at_once
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16."""
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def parse_arguments(

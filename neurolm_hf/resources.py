@@ -138,12 +138,20 @@ def _saved_tensors(model: nn.Module) -> list[torch.Tensor]:
     return list(model.state_dict().values())
 
 
+def moment_bytes(optim: str, width: int = 4) -> int:
+    """Bytes that an optimiser keeps for a trained number of `width` bytes: two moments with AdamW, none with any other.
+
+    Args:
+        optim: as the Trainer calls it: `adamw_torch`, `adamw_8bit`, `sgd`.
+    """
+    if not optim.removeprefix("paged_").startswith("adam"):
+        return 0
+    return 2 if "8bit" in optim else 1 if "4bit" in optim else 2 * width
+
+
 def _optimizer_bytes(args: TrainingArguments, trainable: list[Any]) -> int:
     name = args.optim.value if hasattr(args.optim, "value") else str(args.optim)
-    if not name.removeprefix("paged_").startswith("adam"):
-        return 0
-    count = sum(parameter.numel() for parameter in trainable)
-    return 2 * count if "8bit" in name else count if "4bit" in name else 2 * _bytes(trainable)
+    return sum(parameter.numel() * moment_bytes(name, parameter.element_size()) for parameter in trainable)
 
 
 def _activation_bytes(model: nn.Module, args: TrainingArguments) -> int:

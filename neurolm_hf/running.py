@@ -170,7 +170,8 @@ def deciding_arguments(args: TrainingArguments) -> dict[str, Any]:
     many processes.
     """
     values = args.to_dict()
-    deciding = {name: values[name] for name in DECIDING_ARGUMENTS} | {"total_train_batch_size": windows_of_a_step(args)}
+    deciding = {name: values[name] for name in DECIDING_ARGUMENTS}
+    deciding["total_train_batch_size"] = windows_of_a_step(args)
     return deciding if (shared := sharding(args)) is None else deciding | {"sharding": shared}
 
 

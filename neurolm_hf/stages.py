@@ -16,13 +16,14 @@ from typing import Any
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
 from . import __version__
 from .checkpoints import WRITE_ERRORS, final_files_failed
 from .collators import RecipeMismatchError
+from .cpu_matmul import use_onednn
 from .dataset_card import read_description
+from .devices import leave_together
 from .feature_cache import FEATURES, FeatureCache, compute_features, precision_of
 from .modeling_neurolm import NeuroLMModel
 from .prepared_set import prepared_task, read_object, to_json
@@ -310,8 +311,6 @@ def feature_caches(
         ValueError: this model's features cannot be.
     """
     wanted = isinstance(options, LanguageModelOptions) and options.cache_eeg_features
-    if wanted and is_deepspeed_zero3_enabled():
-        raise ValueError("ZeRO-3 leaves no process a whole EEG encoder: leave --cache-eeg-features out, or use ZeRO-2")
     fingerprints = dict(zip(data.train_folders, [one["fingerprint"] for one in data.description], strict=True))
     folder = Path(args.output_dir or ".") / FEATURES
     for split, parts, names in (
@@ -373,6 +372,8 @@ def make_trainer(
         ValueError: memory or disk cannot suffice, features that cannot be kept, or early stopping without anything to
             judge by.
     """
+    if args.device.type == "cpu":
+        use_onednn()
     steps = optimizer_steps(args, data)
     train_features, validation_features = feature_caches(model, data, options, args)
     check_resources(model, args, longest_row=longest_row, text_tokens=text_tokens, steps=steps)
@@ -488,7 +489,9 @@ def exit_status(stage: Callable[[], int]) -> int:
     With `NEUROLM_TRACEBACK=1` in the environment the traceback comes before it.
     """
     try:
-        return stage()
+        status = stage()
+        leave_together()
+        return status
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()

@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
+from accelerate.utils import TorchDynamoPlugin
+from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.utils.hooks import RemovableHandle
 from transformers import (
     DataCollator,
     EvalPrediction,
@@ -20,6 +25,7 @@ from transformers import (
 )
 from transformers import trainer as transformers_trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
@@ -50,6 +56,9 @@ LOSS_PARTS = (
 CODEBOOK_STATISTICS = ("codebook_usage", "perplexity")
 # what has no meaning before k-means has placed the codebook
 OF_CODEBOOK = ("commitment_loss", *CODEBOOK_STATISTICS)
+
+# as often a layer may be compiled for another kind of input
+COMPILED_VARIANTS = 32
 
 # so many rows are named where a batch is at fault
 NAMED_ROWS = 8
@@ -107,6 +116,8 @@ class NeuroLMTrainer(Trainer):
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = transformer_layers(self.model)
         unset_hf_deepspeed_config()  # the Trainer has set it again
+        if self.args.torch_compile:
+            compile_layers(self.model, self.args)
         # `compute_loss` divides by counts of the whole step, given by `_get_num_items_in_batch`
         self.model_accepts_loss_kwargs = True
         self._part_sums: dict[str, torch.Tensor] = {}
@@ -210,7 +221,7 @@ class NeuroLMTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         with heads_in_root(self.model) if self.is_fsdp_enabled else nullcontext():
             prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and self.answer_sets:
             register_fsdp_forward_method(self.model, "score_answers")
         return prepared
 
@@ -225,6 +236,10 @@ class NeuroLMTrainer(Trainer):
             yield
         finally:
             self.is_deepspeed_enabled = enabled
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        # the layers are compiled, see `compile_layers`; the Trainer would have accelerate compile the whole model
+        return {**super()._build_accelerator_args(**kwargs), "dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -435,6 +450,20 @@ class QuantizerScheduleCallback(TrainerCallback):
     ) -> None:
         # what is saved between two steps must not carry the schedule's state
         kwargs["model"].config.update(self._own)
+
+
+def compile_layers(model: nn.Module, args: TrainingArguments) -> None:
+    """Compiles every transformer layer in place, with the arguments' backend and mode.
+
+    Around the layers, shapes depend on the data (which patches are real, which tokens are targets): compiled whole, a
+    model breaks into pieces there, and is compiled again for every batch until it is given up. Accelerate's regional
+    compilation copies the modules around the layers, so that what callbacks set on the model no longer reaches it.
+    """
+    # with and without mask, gradient and padding, of one row or several: more than the 8 that torch allows
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
 
 
 @contextmanager

@@ -96,6 +96,10 @@ def stages() -> dict[str, Stage]:
             lambda: language_model(processor, freeze_eeg_encoder=False),
             lambda n: PretrainingCollator(processor, [TEXT], n),
         ),
+        "instruction": Stage(
+            lambda: language_model(processor),
+            lambda n: InstructionCollator(processor, TASK, texts=[TEXT], texts_per_row=n),
+        ),
         "lora": Stage(
             lambda: adapted_model(processor),
             lambda n: InstructionCollator(processor, TASK, texts=[TEXT], texts_per_row=n),

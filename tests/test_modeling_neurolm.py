@@ -451,6 +451,40 @@ def test_training_keeps_no_logits_and_gives_the_gradients_of_all_of_them(model, 
     assert output.target_rows.tolist() == wanted.nonzero()[:, 0].tolist()
 
 
+def test_the_last_mlp_computes_what_is_wanted_alone(model):
+    batch = lm_batch([[EEG((3, 7), 2, seed=1), SEP, 11, 12], [EEG((4, 0, 2), 2, seed=2), SEP, 13, 14, 15]])
+    labels = batch["input_ids"].clone()
+    labels[:, :-2] = -100
+    layers = (
+        model.model.language_model.h if hasattr(model.model.language_model, "h") else model.model.language_model.layers
+    )
+    seen = [[], []]
+    for layer, sizes in zip(layers, seen, strict=True):
+        layer.mlp.register_forward_hook(
+            lambda module, args, output, sizes=sizes: sizes.append(args[0].shape[:2].numel())
+        )
+    everywhere = model.train()(**batch, labels=labels, return_logits=True)
+    everywhere.loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    output = model(**batch, labels=labels)
+    output.loss.backward()
+    tokens = batch["input_ids"].numel()
+    assert seen == [[tokens, tokens], [tokens, 4]]
+    torch.testing.assert_close(output.target_losses, everywhere.target_losses)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
+    # the hooks are gone, and whoever asks for all hidden states gets them whole
+    states = model(**batch, labels=labels, output_hidden_states=True).hidden_states
+    whole = model(**batch, output_hidden_states=True, return_logits=True).hidden_states
+    torch.testing.assert_close(states[-1], whole[-1])
+    model.gradient_checkpointing_enable()
+    model.zero_grad()
+    model(**batch, labels=labels).loss.backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
+
+
 def test_losses_without_a_gradient_make_none(gpt2, monkeypatch):
     seen = []
     chunks = modeling_neurolm._cross_entropy_chunk

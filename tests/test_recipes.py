@@ -325,3 +325,17 @@ def test_precision_follows_the_device(monkeypatch):
     monkeypatch.setattr(gpu, lambda: False)
     assert StageTrainingArguments(output_dir="out").bf16 is False
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(("known", "emulated"), [("avx512_bf16", False), ("amx_bf16", False), ("avx2", True)])
+def test_a_cpu_computes_in_bf16_if_it_is_asked_to(monkeypatch, known, emulated):
+    """Not by itself: its figures shall not depend on which CPU it is."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {known: True})
+    said = []
+    monkeypatch.setattr("neurolm_hf.recipes.logger.warning", said.append)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert StageTrainingArguments(output_dir="out").bf16 is False
+    args = StageTrainingArguments(output_dir="out", bf16=True)
+    assert (args.mixed_precision, args.device.type, args.use_cpu) == ("bf16", "cpu", True)
+    assert len(said) == emulated
+    assert all("is emulated: slower" in line for line in said)

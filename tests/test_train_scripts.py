@@ -360,6 +360,39 @@ def test_killed_runs_end_with_the_same_weights(folders, tmp_path, script):
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
+def figures(folder):
+    """Losses and norms of the gradient, step by step."""
+    return [
+        entry[name] for entry in results(folder)["log"] for name in ("loss", "grad_norm", "eval_loss") if name in entry
+    ]
+
+
+@pytest.mark.parametrize("script", ["train_vq", "pretrain", "instruction_tune"])
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [
+        (["--activation-checkpointing"], 1e-6),
+        (["--torch-compile", "--torch-compile-backend", "eager"], 1e-5),
+        pytest.param(["--torch-compile"], 1e-4, marks=pytest.mark.slow),
+        (["--bf16"], 0.05),
+    ],
+    ids=["checkpointing", "compiled", "inductor", "bf16"],
+)
+def test_what_saves_time_or_memory_changes_no_figure(folders, tmp_path, script, option, tolerance):
+    short = [*long_run(script, folders), "--max-steps", "2", "--eval-strategy", "steps", "--eval-steps", "2"]
+    # what is dropped at random is not the same when it is compiled
+    short += ["--logging-steps", "1", *(["--lora-dropout", "0"] if script == "instruction_tune" else [])]
+    torch.compiler.reset()
+    assert here(script, *short, "--output-dir", tmp_path / "plain") == 0
+    assert here(script, *short, *option, "--output-dir", tmp_path / "given") == 0
+    torch.compiler.reset()
+    plain, given = figures(tmp_path / "plain"), figures(tmp_path / "given")
+    assert len(plain) == 5
+    assert given == pytest.approx(plain, rel=tolerance)
+    if option == ["--bf16"]:
+        assert given != plain
+
+
 @pytest.mark.parametrize("kind", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_other_decoders_start_and_are_tuned(folders, kind, tmp_path):
     short = ["--use-cpu", "--max-steps", "2", "--per-device-train-batch-size", "4"]
@@ -564,6 +597,16 @@ def test_what_does_not_fit_is_one_line_and_status_1(folders, tmp_path, capsys, s
         ("instruction_tune", ["--vq", "vq"], "--vq and --text-model belong together"),
         ("instruction_tune", ["--vq", "vq", "--text-model", "gpt2", "--lora"], "--lora needs --model"),
         ("instruction_tune", ["--model", "model", "--save-merged"], "--save-merged is about the adapter"),
+        (
+            "instruction_tune",
+            ["recipes/instruction-lora.yaml", "--model", "model", "--cache-eeg-features"],
+            "--channel-dropout does not go with it (a recipe's is cleared by --channel-dropout 0)",
+        ),
+        (
+            "instruction_tune",
+            ["--model", "model", "--cache-eeg-features", "--tune-eeg-encoder"],
+            "--tune-eeg-encoder does not go with it",
+        ),
         ("instruction_tune", ["--model", "model", "--lora", "--tune-eeg-encoder"], "does not go with it"),
         ("instruction_tune", ["--model", "model", "--channel-dropout", "1"], "--channel-dropout is a share from 0"),
         ("instruction_tune", ["--model", "model", "--dropout", "1"], "--dropout is a share from 0 to below 1"),

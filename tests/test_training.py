@@ -21,7 +21,7 @@ from small_trainings import (
     stages,
 )
 from tiny import EEG, vq_batch, vq_config, vq_model
-from transformers import TrainerCallback
+from transformers import TrainerCallback, modeling_utils
 
 from neurolm_hf import NeuroLMVQModel, training
 from neurolm_hf.checkpoints import is_complete
@@ -414,3 +414,44 @@ def test_instruction_tuning_lowers_the_loss_and_leaves_the_encoder(
     losses = [entry["answer_loss"] for entry in trainer.state.log_history if "answer_loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
     assert all(torch.equal(encoder[name], tensor) for name, tensor in model.model.eeg_encoder.state_dict().items())
+
+
+def kept_steps(folder: Path, name: str, **changes: Any) -> GradientCallback:
+    kept = GradientCallback()
+    stage = stages()[name]
+    NeuroLMTrainer(
+        model=stage.model(),
+        args=fixed(folder, max_steps=2, per_device_train_batch_size=4, **changes),
+        train_dataset=ROWS,
+        data_collator=stage.collator(0.5),
+        callbacks=[kept, *([CodebookCallback()] if name == "vq" else [])],
+    ).train()
+    return kept
+
+
+@pytest.mark.parametrize("name", ["vq", "pretraining", "unfrozen", "lora"])
+def test_activation_checkpointing_computes_the_same_gradients_twice(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = kept_steps(tmp_path, name).steps
+    recomputed = []
+    checkpoint = modeling_utils.checkpoint
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        recomputed.append(1)
+        return checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr(modeling_utils, "checkpoint", counted)
+    assert_same_steps(kept_steps(tmp_path, name, activation_checkpointing=True).steps, expected)
+    assert recomputed
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["vq", "pretraining", "unfrozen", "lora"])
+def test_compiled_layers_compute_the_same_gradients(tmp_path: Path, name: str, backend: str) -> None:
+    expected = kept_steps(tmp_path, name).steps
+    torch.compiler.reset()
+    given = kept_steps(tmp_path, name, torch_compile=True, torch_compile_backend=backend).steps
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.compiler.reset()
+    assert_same_steps(given, expected)

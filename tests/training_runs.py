@@ -27,6 +27,7 @@ from transformers import (
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQForPreTraining
 from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
+from neurolm_hf.devices import settle_deepspeed
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
 from neurolm_hf.running import run_training
 from neurolm_hf.tasks import Task, load_task
@@ -141,6 +142,7 @@ def make_trainer(stage: str, output_dir: Path, **arguments: Any) -> NeuroLMTrain
         "disable_tqdm": True,
     }
     args = TrainingArguments(**{**given, **arguments})
+    settle_deepspeed(args)
     set_seed(args.seed)
     extractor = EEGFeatureExtractor()
     rows = TrainingSet(_parts(), extractor, weights=(2, 1), seed=3)
@@ -168,7 +170,7 @@ def make_trainer(stage: str, output_dir: Path, **arguments: Any) -> NeuroLMTrain
         collator: Any = PretrainingCollator(processor, TEXTS, texts_per_row=0.5)
     else:
         collator = InstructionCollator(processor, channel_dropout=0.3, shuffle_options=True)
-        model = _with_lora(model)
+        model = _with_lora(model) if stage == "lora" else model
     return NeuroLMTrainer(model=model, args=args, train_dataset=rows, data_collator=collator, **evaluated)
 
 

@@ -1,0 +1,90 @@
+"""Float32 matrix products on processors by AMD that have AVX-512.
+
+There PyTorch's library for them (MKL) uses half of the vector width. oneDNN, which PyTorch carries as well, uses all
+of it: the same products, as exact, in about half the time (benchmarks/training.py). They are swapped underneath, by
+the means that `torch.library` has for it, so that modules, gradients and adapters need not know.
+"""
+
+import platform
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+# Multiplications from which the detour through Python is not felt.
+SMALLEST = 2**21
+# The products that training consists of; attention has its own.
+OPERATORS = ("mm", "addmm", "addmm_")
+
+_library: Any = None
+_own: dict[str, Any] = {}
+
+
+def use_onednn() -> bool:
+    """Lets oneDNN multiply the float32 matrices of this process, where that pays. Does no harm where it does not.
+
+    Returns:
+        whether it does from now on.
+    """
+    global _library
+    if _library is None and _is_slow():
+        _own.update({name: torch.library.get_kernel(f"aten::{name}", "CPU") for name in OPERATORS})
+        _library = torch.library.Library("aten", "IMPL")
+        with warnings.catch_warnings():
+            # PyTorch says that a kernel is replaced, which is what we want
+            warnings.filterwarnings("ignore", message="Warning only once for all operators")
+            for name, kernel in zip(OPERATORS, (_mm, _addmm, _addmm_), strict=True):
+                _library.impl(name, kernel, "CPU", with_keyset=True)
+    return _library is not None
+
+
+def leave_onednn() -> None:
+    """Gives the products back to PyTorch."""
+    global _library
+    if _library is not None:
+        _library._destroy()
+        _library = None
+
+
+def _is_slow() -> bool:
+    """Whether MKL is at work on a processor that it takes for less than it is."""
+    processors = Path("/proc/cpuinfo")
+    vendor = processors.read_text(encoding="utf-8") if processors.exists() else platform.processor()
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return (
+        "AuthenticAMD" in vendor
+        and wide
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def _mm(keys: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return _product(left, right) if _pays(left, right) else _own["mm"].call_boxed(keys, left, right)
+
+
+def _addmm(
+    keys: Any, bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    if bias.ndim == 1 and beta == alpha == 1 and _pays(left, right):
+        return _product(left, right, bias)
+    return _own["addmm"].call_boxed(keys, bias, left, right, beta=beta, alpha=alpha)
+
+
+def _addmm_(
+    keys: Any, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    if beta == alpha == 1 and _pays(left, right):
+        return total.add_(_product(left, right))
+    return _own["addmm_"].call_boxed(keys, total, left, right, beta=beta, alpha=alpha)
+
+
+def _pays(left: torch.Tensor, right: torch.Tensor) -> bool:
+    of_float32 = left.dtype == right.dtype == torch.float32
+    return of_float32 and left.shape[0] * left.shape[1] * right.shape[1] >= SMALLEST
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
