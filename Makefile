@@ -8,6 +8,7 @@ RECORDINGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+DEEPSPEED := $(VENV)/.deepspeed
 CHECKED := neurolm_hf scripts tests docs $(wildcard benchmarks)
 TYPED := neurolm_hf scripts $(wildcard benchmarks)
 
@@ -26,7 +27,7 @@ demo: $(INSTALLED)  ## From raw EDF files to answers on held-out subjects, in de
 test: $(INSTALLED)  ## The tests that CI runs
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(INSTALLED)  ## The tests that take minutes each
+test-slow: $(INSTALLED) $(DEEPSPEED)  ## The tests that take minutes each
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## Style, formatting and types
@@ -35,7 +36,7 @@ lint: $(INSTALLED)  ## Style, formatting and types
 	$(RUN) -m mypy $(TYPED)
 
 bench: $(INSTALLED)  ## Run every script in benchmarks/, one after the other
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(RUN) "$$script"; done
+	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(RUN) "$$script"; done
 
 # PyTorch goes first and alone: installed on its own it can come from a local CPU build,
 # and the second call then finds its requirement met.
@@ -44,4 +45,10 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet -c constraints.txt torch==2.13.0
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+	@touch $@
+
+# DeepSpeed builds itself for the PyTorch that is there, so pip must not build it apart from that.
+$(DEEPSPEED): $(INSTALLED)
+	$(RUN) -m pip install --quiet -c constraints.txt wheel "setuptools>=80"
+	$(RUN) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[deepspeed]"
 	@touch $@

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from training import TINY_VQ
 from transformers import HfArgumentParser
 
 from neurolm_hf import NeuroLMVQConfig, NeuroLMVQModel
@@ -23,6 +24,7 @@ TASKS = {"TUAB": 23 * 10, "TUEV": 23 * 5, "SEED": 62 * 4, "HMC": 4 * 30, "Worklo
 class BenchmarkArguments:
     """How often to measure."""
 
+    size: str = field(default="B", metadata={"choices": ["B", "tiny"], "help": "tiny: a test of this script."})
     repeats: int = field(default=5, metadata={"help": "Windows of each task, measured in turn."})
 
 
@@ -42,7 +44,8 @@ def seconds(model: NeuroLMVQModel, real: int, total: int) -> float:
 
 def main(arguments: BenchmarkArguments) -> None:
     """Print a line a task, and the geometric mean of the ratios."""
-    model = NeuroLMVQModel(NeuroLMVQConfig(decoder_num_hidden_layers=1, alignment_vocab_size=2)).eval()
+    changes = TINY_VQ if arguments.size == "tiny" else {"decoder_num_hidden_layers": 1}
+    model = NeuroLMVQModel(NeuroLMVQConfig(**changes, alignment_vocab_size=2)).eval()
     seconds(model, 8, 8)  # warm up
     ratios = []
     print(f"{'task':<10}{'patches':>8}{'padded':>8}{'unpadded s':>12}{'padded s':>10}{'ratio':>7}")

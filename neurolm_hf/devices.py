@@ -94,7 +94,8 @@ def check_devices(trainer: Trainer, *, skips_batches: bool) -> None:
         _check_fsdp(trainer.accelerator.state.fsdp_plugin, skips_batches)
     if args.torch_compile and (trainer.is_fsdp_enabled or shares_weights(args)):
         raise ValueError("torch_compile has not been tried where weights are shared out: leave it out, or use ZeRO-2.")
-    if any(hasattr(parameter, "ds_id") for parameter in trainer.model.parameters()):
+    model: Any = trainer.model
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
             "This model was made in shares, so that what was loaded into it may be lost: call "
             "`settle_deepspeed(args)` before the model is made."
@@ -174,7 +175,8 @@ def _check_in_use(trainer: Trainer) -> None:
 
 
 def _check_deepspeed(args: TrainingArguments) -> None:
-    config = args.deepspeed_plugin.deepspeed_config
+    plugin: Any = args.deepspeed_plugin
+    config = plugin.deepspeed_config
     zero = config["zero_optimization"]
     for section in ("optimizer", "scheduler"):
         if section in config:
@@ -192,9 +194,10 @@ def _check_deepspeed(args: TrainingArguments) -> None:
             "DeepSpeed file."
         )
     forced = config.get("zero_force_ds_cpu_optimizer", True)
-    if _is_offloaded(zero) and forced and str(getattr(args.optim, "value", args.optim)) not in OFFLOADED_OPTIMIZERS:
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if _is_offloaded(zero) and forced and optimizer not in OFFLOADED_OPTIMIZERS:
         raise ValueError(
-            f"With the optimiser in the host's memory DeepSpeed takes its own Adam in place of {args.optim.value}: "
+            f"With the optimiser in the host's memory DeepSpeed takes its own Adam in place of {optimizer}: "
             "leave optim at adamw_torch, or set zero_force_ds_cpu_optimizer to false in the DeepSpeed file."
         )
 

@@ -173,7 +173,11 @@ def dry_run(setup: Setup, batch: Batch, cast_weights: bool = False) -> DryRun:
     Args:
         cast_weights: with `bf16`, the weights themselves are bfloat16, as in DeepSpeed and FSDP; otherwise products
             take copies of them, as autocast makes them.
+
+    Raises:
+        ValueError: windows or texts that are longer than the model has positions for, or nothing to predict.
     """
+    _check_lengths(setup, batch)
     model = _build(setup, cast_weights)
     with FakeTensorMode():
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
@@ -251,6 +255,27 @@ class _Meter(TorchDispatchMode):
         self.live -= size
 
 
+def _check_lengths(setup: Setup, batch: Batch) -> None:
+    config: Any = setup.config
+    longest = getattr(config, "eeg_config", config).max_seconds
+    if batch.seconds > longest:
+        raise ValueError(f"A window of {batch.seconds} s is longer than the {longest} s that the model can take.")
+    if setup.stage == "vq":
+        return
+    if batch.targets < 1:
+        raise ValueError("A window of one second has no next one whose codes could be predicted: take longer windows.")
+    positions = config.get_text_config().max_position_embeddings
+    # a second of EEG takes one position
+    for what, tokens in (
+        ("a text", batch.text_tokens if batch.texts else 0),
+        ("a window with its question", batch.seconds + batch.prompt_tokens + batch.answer_tokens),
+    ):
+        if tokens > positions:
+            raise ValueError(
+                f"The language model has {positions} positions, and {what} takes {tokens}: make it shorter."
+            )
+
+
 def _build(setup: Setup, cast_weights: bool) -> Any:
     """The model in training mode, as the stage trains it, without memory."""
     kind: Any = NeuroLMForCausalLM
@@ -273,17 +298,18 @@ def _tokenizer_step(meter: _Meter, model: Any, setup: Setup, batch: Batch) -> li
     vq = model.vq if setup.adversary else model
     values = torch.zeros(batch.windows, batch.patches, vq.config.patch_size)
     ids = torch.zeros(batch.windows, batch.patches, dtype=torch.long)
+    mask = torch.ones(batch.windows, batch.patches, dtype=torch.bool)
 
     def decode(quantized: torch.Tensor) -> torch.Tensor:
-        decoded = vq.decode(quantized=quantized, eeg_channel_ids=ids, eeg_time_ids=ids)
-        targets = reconstruction_targets(values, None, vq.config)
+        targets = reconstruction_targets(values, mask, vq.config)
+        decoded = vq.decode(quantized=quantized, eeg_channel_ids=ids, eeg_time_ids=ids, eeg_attention_mask=mask)
         errors = [F.mse_loss(one.float(), target) for one, target in zip(decoded.values(), targets, strict=True)]
         return torch.stack(errors).sum()
 
     def judge(features: torch.Tensor) -> torch.Tensor:
         return model.alignment_classifier(features).sum()
 
-    features = meter.run("encoder", lambda: vq.encoder(values, ids, ids))
+    features = meter.run("encoder", lambda: vq.encoder(values, ids, ids, mask))
     quantized = meter.run("quantiser", lambda features: vq.encoder.quantize(features)[0], features)
     loss = meter.run("decoders", decode, quantized)
     if setup.adversary:
@@ -291,7 +317,7 @@ def _tokenizer_step(meter: _Meter, model: Any, setup: Setup, batch: Batch) -> li
     if setup.adversary and batch.texts:
         texts = torch.zeros(batch.texts, batch.text_tokens, dtype=torch.long)
         loss = loss + meter.run("adversary on text", lambda: judge(model.text_embedding(texts)))
-    return [loss, values, ids]
+    return [loss, values, ids, mask]
 
 
 def _language_model_step(meter: _Meter, model: Any, setup: Setup, batch: Batch) -> list[torch.Tensor]:

@@ -2208,7 +2208,9 @@ def _zero_of(*modules: nn.Module) -> torch.Tensor | float:
     Every rank must touch the same parameters, or DistributedDataParallel waits for gradients for ever. Parameters that
     ZeRO-3 or FSDP has shared out are left alone: they are whole inside their modules only.
     """
-    whole = (p for module in modules for p in module.parameters() if type(p) is nn.Parameter and not hasattr(p, "ds_id"))
+    whole = (
+        p for module in modules for p in module.parameters() if type(p) is nn.Parameter and not hasattr(p, "ds_id")
+    )
     return sum(0.0 * p.sum() for p in whole if p.requires_grad)
 
 

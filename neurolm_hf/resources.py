@@ -139,7 +139,7 @@ def _saved_tensors(model: nn.Module) -> list[torch.Tensor]:
 
 
 def moment_bytes(optim: str, width: int = 4) -> int:
-    """Bytes that an optimiser keeps for a trained number of `width` bytes: two moments with AdamW, none with any other.
+    """Bytes that an optimiser keeps for a trained number of `width` bytes: two moments with AdamW, none with others.
 
     Args:
         optim: as the Trainer calls it: `adamw_torch`, `adamw_8bit`, `sgd`.

@@ -107,6 +107,7 @@ def _run(
     args = trainer.args
     output_dir = Path(args.output_dir or ".")
     with args.main_process_first(local=False):
+        _check_shared(output_dir, args.should_save)
         claim_folder(output_dir, {**deciding_arguments(args), **settings})
         held.enter_context(locked(output_dir, args.should_save))
         last = last_complete_checkpoint(output_dir)
@@ -301,6 +302,15 @@ def _check_arguments(args: TrainingArguments) -> None:
             raise ValueError(f"{message}.")
 
 
+def _check_shared(output_dir: Path, writes: bool) -> None:
+    """A ValueError where a process does not see what the one that writes, which comes first, has made there."""
+    if not (writes or (output_dir / SETTINGS).exists()):
+        raise ValueError(
+            f"{output_dir} is another folder here than on the first node: put it on a disk that all nodes share, for "
+            "every process has its part in a checkpoint."
+        )
+
+
 def _forget_skipped(file: Path, after: int) -> None:
     """Drops the lines about steps beyond `after`, which are made again, and a line that was not finished."""
     if not file.exists():
@@ -318,6 +328,8 @@ def _has_ended(state: TrainerState) -> bool:
 
 def _load_final_weights(trainer: Trainer, last: Path, state: TrainerState) -> None:
     """What the Trainer's end of training leaves: the weights and the state."""
+    if trainer.is_fsdp_enabled:
+        raise ValueError(f"This run has ended, and FSDP loads weights for training alone; the model is in {last}.")
     final = last
     if trainer.args.load_best_model_at_end and state.best_global_step:
         final = last.with_name(f"checkpoint-{state.best_global_step}")

@@ -124,14 +124,15 @@ class ReconstructionCallback(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero:
-            return
         batch = self.collator([self.row])
         model = kwargs["model"]
         was_training = model.training
         with torch.no_grad():
             outputs = model.eval()(**{name: v.to(model.device) for name, v in batch.items() if name != "rows"})
         model.train(was_training)
+        # all processes make the pass, which gathers weights that are shared out
+        if not state.is_world_process_zero:
+            return
         channels = list(self.row["channels"])
         signal, reconstruction = (_by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
         figure = report.plot_reconstruction(signal, reconstruction, channels)

@@ -338,7 +338,7 @@ def describe(one: Estimate) -> list[str]:
     beside = f" beside {text_tokens / 1e9:.3g}·10⁹ tokens of text" if step.texts else ""
     return [
         f"{sizes.total / 1e6:,.0f} million numbers, {sizes.trained / 1e6:,.4g} million of them trained{how}. "
-        f"{schedule.hours:,.0f} hours of {step.channels} channels in windows of {step.seconds} s: "
+        f"{schedule.hours:,.6g} hours of {step.channels} channels in windows of {step.seconds} s: "
         f"{schedule.windows:,} windows. {schedule.steps:,} steps of {step.windows} windows{texts}, each device "
         f"{count} × {at_once.windows} windows: {one.windows_seen * step.patches / 1e9:.3g}·10⁹ patches of EEG{beside}."
     ]

@@ -33,10 +33,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import set_seed
 
 from neurolm_hf.collators import InstructionCollator
 from neurolm_hf.configuration_neurolm import NeuroLMConfig
+from neurolm_hf.devices import shares_weights
 from neurolm_hf.lora import add_adapter, lora_config
 from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
@@ -179,7 +181,8 @@ def run(options: InstructionOptions, args: StageTrainingArguments, recipe: str |
         # PEFT saves no config of the model: it says what the adapter has learnt to answer
         base.config.save_pretrained(folder)
         if options.save_merged:
-            save_merged(model, processor, folder / "merged")
+            adapted = reopened(base, options, folder) if shares_weights(args) else model
+            save_merged(adapted, processor, folder / "merged")
 
     finish(trainer, data, source, data.tasks, write=write_adapter if options.lora else None)
     return 0
@@ -238,6 +241,13 @@ def label(config: NeuroLMConfig, tasks: list[Task], source: dict[str, Any]) -> N
     """Writes into the config what the model has been through."""
     entries = {task["name"]: task for task in config.tasks or []} | {task.name: task.config_entry() for task in tasks}
     config.update({"stage": "instruction-tuned", "tasks": list(entries.values()), "provenance": source})
+
+
+def reopened(base: NeuroLMForCausalLM, options: InstructionOptions, folder: Path) -> Any:
+    """The adapted model, read again: where its weights are shared out, no process has them whole."""
+    whole, _ = load_language_model(str(options.model), stages=("pretrained", "instruction-tuned"))
+    whole.config = base.config
+    return PeftModel.from_pretrained(whole, folder)
 
 
 def save_merged(adapted: Any, processor: NeuroLMProcessor, folder: Path) -> None:

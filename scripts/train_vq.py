@@ -32,6 +32,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from neurolm_hf.collators import EEGCollator
+from neurolm_hf.devices import sharding
 from neurolm_hf.modeling_neurolm import NeuroLMVQForPreTraining, NeuroLMVQModel
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.recipes import StageTrainingArguments, json_object, parse_arguments
@@ -105,6 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: VQOptions, args: StageTrainingArguments, recipe: str | None) -> int:
     """The stage from its data to its files. Returns the exit status."""
+    if options.standardize_features and sharding(args) == "FSDP":
+        raise ValueError("--standardize-features changes whole weights, which FSDP shares out: use DDP or ZeRO.")
     data = open_sets(options, args, with_tasks=False)
     keep_evaluation_out_of_warmup(options, args, data)
     set_seed(args.seed)

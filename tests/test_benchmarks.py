@@ -10,7 +10,7 @@ import pytest
 
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--size", "tiny", "--repeats", "1"]
+TINY = ("--size", "tiny", "--repeats", "1")
 
 
 def output_of(script: str, *options: str) -> str:
@@ -26,19 +26,26 @@ def output_of(script: str, *options: str) -> str:
 
 def table(text: str) -> list[list[str]]:
     """Cells of the lines of all Markdown tables, their headers left out."""
-    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in re.findall(r"^\|.*", text, re.M)]
-    ruled = [index for index, row in enumerate(rows) if row[0] == "---"]
-    return [row for index, row in enumerate(rows) if index not in ruled and index + 1 not in ruled]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)]
+    rules = {index for index, row in enumerate(rows) if row[0] == "---"}
+    return [row for index, row in enumerate(rows) if not {index, index + 1} & rules]
 
 
-@pytest.mark.parametrize(("stage", "ways"), [("tokenizer", 4), ("pretraining", 5), ("instruction", 7)])
-def test_training(stage: str, ways: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "windows", "ways"),
+    [
+        pytest.param("tokenizer", 3, 2, marks=pytest.mark.slow),
+        ("pretraining", 3, 3),
+        pytest.param("instruction", 6, 5, marks=pytest.mark.slow),
+    ],
+)
+def test_training(stage: str, windows: int, ways: int) -> None:
     rows = table(output_of("training.py", *TINY, "--stages", stage, "--batch", "1"))
-    windows = 6 if stage == "instruction" else 3
-    # two ways of the reference, with one window each; a mean for each of ours
-    assert len(rows) == 2 + (ways - 2) * (windows + 1)
+    # the reference's in three ways, padded; each of ours with a mean
+    assert len(rows) == 3 + ways * (windows + 1)
     assert rows[0][:2] == ["any, padded", "reference's"]
-    assert all(float(row[2]) > 0 and float(row[4]) >= 0 for row in rows if row[2])
+    assert rows[0][3] == rows[0][8] == "1.00"
+    assert all(float(row[2]) > 0 and float(row[6]) >= float(row[7]) for row in rows if row[2])
 
 
 def test_answers() -> None:
@@ -48,8 +55,17 @@ def test_answers() -> None:
     assert all(float(row[3]) < 1e-4 for row in rows[7:])
 
 
+@pytest.mark.slow
 def test_growth(tmp_path: Path) -> None:
     picture = tmp_path / "growth.png"
     rows = table(output_of("growth.py", *TINY, "--picture", str(picture)))
     assert [row[0] for row in rows] == ["64", "128", "1", "2", "2", "4"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_padding() -> None:
+    assert "geometric mean" in output_of("padding.py", *TINY)
+
+
+def test_preprocessing() -> None:
+    assert "noise, 256 Hz" in output_of("preprocessing.py", "--minutes", "1", "--channels", "2", "--repeats", "1")
