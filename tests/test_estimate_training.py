@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "estimate_training.py"
 DOCUMENT = ROOT / "docs" / "scaling.md"
 specification = importlib.util.spec_from_file_location("estimate_training", SCRIPT)
-assert specification is not None and specification.loader is not None
+assert specification is not None
+assert specification.loader is not None
 estimate_training = importlib.util.module_from_spec(specification)
 sys.modules["estimate_training"] = estimate_training
 specification.loader.exec_module(estimate_training)
