@@ -116,6 +116,8 @@ class NeuroLMTrainer(Trainer):
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = transformer_layers(self.model)
         unset_hf_deepspeed_config()  # the Trainer has set it again
+        # of a stream each process reads its own part: batches differ in shape, so none can be cut in parts and sent
+        self.accelerator.dataloader_config.dispatch_batches = False
         if self.args.torch_compile:
             compile_layers(self.model, self.args)
         # `compute_loss` divides by counts of the whole step, given by `_get_num_items_in_batch`
@@ -300,6 +302,11 @@ class NeuroLMTrainer(Trainer):
         if self.args.world_size > 1 and not self.args.average_tokens_across_devices:
             raise ValueError(
                 "A step's loss is a mean over the targets of all processes: leave `average_tokens_across_devices` on."
+            )
+        if self.args.world_size > 1 and getattr(self.train_dataset, "_distributed", None) is not None:
+            raise ValueError(
+                "This stream is one process's part already, of which each process would read a part again: give the "
+                "whole stream, without split_dataset_by_node."
             )
         if self.answer_sets and self.processing_class is None:
             raise ValueError("`answer_sets` are asked by the processor: give it as `processing_class`.")

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,25 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
 from safetensors.torch import load_file
-from small_trainings import ROWS, TASK, SpoilingCollator, codebook, fixed, make_processor, stages
+from small_trainings import (
+    ROWS,
+    TASK,
+    SpoilingCollator,
+    arguments,
+    codebook,
+    fixed,
+    make_processor,
+    row,
+    stages,
+)
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from training_runs import Trouble, TroubleCallback, make_trainer
+from transformers import training_args
 
 from neurolm_hf.devices import (
     gathered,
@@ -114,7 +128,40 @@ def strategy_results(rank: int, folder: Path, strategy: str) -> dict[str, Any]:
         "runs": {stage: _runs(folder / stage, stage, asked) for stage in STAGES},
         "bad": _bad_batch(folder / "bad", asked),
         "not finite": _gradient_not_finite(folder / "not-finite", asked),
+        "bfloat16": _bfloat16(folder / "bfloat16", asked),
     }
+
+
+def streamed(rank: int, folder: Path) -> dict[str, Any]:
+    """Which rows of a stream each process reads, and what is said of one that is split already."""
+    recordings: list[str] = []
+    collate = stages()["vq"].collator(1)
+
+    def remember(rows: Any) -> Any:
+        recordings.extend(row["recording"] for row in rows)
+        return collate(rows)
+
+    def train(stream: Any) -> None:
+        NeuroLMTrainer(
+            model=stages()["vq"].model(),
+            args=arguments(folder, max_steps=2),
+            train_dataset=stream,
+            data_collator=remember,
+            callbacks=[CodebookCallback()],
+        ).train()
+
+    stream = IterableDataset.from_generator(_shards, gen_kwargs={"shards": [0, 1]})
+    train(stream)
+    try:
+        train(split_dataset_by_node(stream, rank, 2))
+    except ValueError as error:
+        return {"recordings": recordings, "said": str(error)}
+    return {"recordings": recordings, "said": "nothing"}
+
+
+def _shards(shards: list[int]) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        yield from (row(seed=number, seconds=1 + number % 3) for number in range(shard, 8, 2))
 
 
 def fsdp_results(rank: int, folder: Path) -> dict[str, Any]:
@@ -261,6 +308,31 @@ def _weights(trainer: Any) -> dict[str, torch.Tensor]:
 def _saved(folder: Path) -> dict[str, torch.Tensor]:
     (file,) = folder.glob("*.safetensors")
     return load_file(file)
+
+
+def _bfloat16(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Precisions after a step in bfloat16."""
+    # the Trainer takes bfloat16 on CPUs with `use_cpu` alone, under which accelerate would not know DeepSpeed
+    training_args.is_torch_bf16_gpu_available = lambda: True
+    args = fixed(folder, **asked, bf16=True, max_steps=1)
+    settle_deepspeed(args)
+    read: list[str] = []
+    collate = stages()["vq"].collator(1)
+    trainer = NeuroLMTrainer(
+        model=stages()["vq"].model(),
+        args=args,
+        train_dataset=ROWS,
+        data_collator=collate,
+        callbacks=[CodebookCallback()],
+    )
+    trainer.model.vq.register_forward_pre_hook(lambda _, inputs: read.append(str(inputs[0].dtype)))
+    trainer.train()
+    return {
+        "weights": sorted({str(p.dtype) for p in trainer.model.parameters()}),
+        "buffers": sorted({str(b.dtype) for b in trainer.model.buffers()}),
+        "signals": sorted(set(read)),
+        "loss": trainer.state.log_history[0]["loss"],
+    }
 
 
 def _bad_batch(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from neurolm_hf.dry_run import Batch, Flops, Setup, dry_run
 STEP = Batch(24, 3, 4, texts=6, text_tokens=12)
 PRETRAINING = Setup("pretrain", lm_config(), bf16=False)
 TOKENIZER = Setup("vq", vq_config(), adversary=False, bf16=False)
-DEVICES = Devices(
-    per_node=4, flops=1e12, utilisation=0.5, memory=1e9, link=8e9, node_link=2e9, host_link=1e9
-)  # fmt: skip
+DEVICES = Devices(per_node=4, flops=1e12, utilisation=0.5, memory=1e9, link=8e9, node_link=2e9, host_link=1e9)
 
 
 def schedule(**changes: Any) -> Schedule:

@@ -370,6 +370,29 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(strategy: Any) -> None:
 
 
 @pytest.mark.slow
+def test_bfloat16_is_for_weights_and_not_for_signals_and_codebook(strategy: Any) -> None:
+    stage = stages()["vq"]
+    batch = stage.collator(1)(ROWS[:4])
+    batch.pop("rows")
+    expected = float(stage.model().train()(**batch).loss)
+    for rank in strategy.ranks:
+        found = rank["bfloat16"]
+        assert found["weights"] == ["torch.bfloat16" if strategy.name.startswith("zero") else "torch.float32"]
+        assert found["buffers"] == ["torch.bool", "torch.float32"]
+        assert found["signals"] == ["torch.float32"]
+        assert found["loss"] == pytest.approx(expected, rel=1e-2)
+        assert found["loss"] != pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_stream_reaches_each_process_once(tmp_path: Path) -> None:
+    ranks = run_ranks(device_runs.streamed, tmp_path)
+    assert all(len(rank["recordings"]) == 4 for rank in ranks)
+    assert {name for rank in ranks for name in rank["recordings"]} == {f"{number}.edf" for number in range(8)}
+    assert all("without split_dataset_by_node" in rank["said"] for rank in ranks)
+
+
+@pytest.mark.slow
 def test_fsdp_shares_out_every_weight_and_changes_no_gradient(tmp_path: Path) -> None:
     ranks = run_ranks(device_runs.fsdp_results, tmp_path)
     for stage in (*STAGES, "unfrozen"):

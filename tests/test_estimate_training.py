@@ -126,10 +126,10 @@ def test_tables_say_what_fits(tmp_path: Path, model: str, capsys: pytest.Capture
     strategies = [row.split(" | ")[0].strip("| ") for row in rows if "| yes |" in row]
     assert strategies == ["one device", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "ZeRO-3, offloaded", "FSDP"]
     assert "Nothing is sent while something is computed" in text
-    gpu = ["--tflops", "10", "--memory-gb", "0.001", "--link-gbs", "5", "--devices", "16"]
+    gpu = ["--tflops", "10", "--memory-gb", "0.0001", "--link-gbs", "5", "--devices", "16"]
     estimate_training.main([*arguments, *gpu])
     text = capsys.readouterr().out
-    assert "16 × GPU: 10 TFLOP/s in bfloat16, of which 40% are taken to be reached, 0.001 GB, 5 GB/s" in text
+    assert "16 × GPU: 10 TFLOP/s in bfloat16, of which 40% are taken to be reached, 0.0001 GB, 5 GB/s" in text
     assert "| yes |" not in text
 
 
@@ -179,9 +179,10 @@ def test_what_does_not_fit_together_is_said(tmp_path: Path, capsys: pytest.Captu
     assert "makes a model of another size than B (vq_config)" in refused(capsys, "--vq", sized, "--hours", "1")
     written = recipe(tmp_path, "total_train_batch_size: 30\nper_device_train_batch_size: 4\n")
     assert "30 windows a step cannot be shared out" in refused(capsys, "--pretrain", written, "--hours", "1")
+    paper = str(ROOT / "recipes" / "pretrain-b.yaml")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
-    problem = refused(capsys, "--model", str(tmp_path / "other"), "--pretrain", written, "--hours", "1")
+    problem = refused(capsys, "--model", str(tmp_path / "other"), "--pretrain", paper, "--hours", "1")
     assert "other is a bert" in problem
 
 
