@@ -1147,7 +1147,8 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         last = [one for one in self.language_model.modules() if isinstance(one, GradientCheckpointingLayer)][-1]
         mlp = getattr(last, "mlp", None)
         recomputed = self.training and getattr(self.language_model, "gradient_checkpointing", False)
-        if places is None or mlp is None or recomputed or torch.compiler.is_compiling():
+        compiled = torch.compiler.is_compiling() or last._compiled_call_impl is not None
+        if places is None or mlp is None or recomputed or compiled:
             yield
             return
 

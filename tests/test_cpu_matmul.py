@@ -21,6 +21,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]
         made.append((*left.shape, right.shape[1]))
         return product(left, right, *bias)
 
+    cpu_matmul.leave_onednn()  # another test's training may have turned it on
     monkeypatch.setattr(cpu_matmul, "_product", count)
     monkeypatch.setattr(cpu_matmul, "_is_slow", lambda: True)
     yield made
@@ -86,6 +87,7 @@ def test_small_products_and_other_precisions_stay(products: list, left: torch.Te
 
 
 def test_nothing_changes_on_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_matmul.leave_onednn()
     monkeypatch.setattr(cpu_matmul.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not cpu_matmul.use_onednn()
     assert cpu_matmul._library is None

@@ -55,7 +55,8 @@ def run(code, *arguments, cache, alone=True):
     """Code in a process of its own; returns what it printed and what it complained of."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "HF_MODULES_CACHE": str(cache / "modules")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": "" if alone else str(REPOSITORY)}
+    # where DeepSpeed is installed, it would tell stdout that it found no GPU
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": "" if alone else str(REPOSITORY)}
     code = textwrap.dedent(ALONE if alone else "") + textwrap.dedent(code)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cache, check=False)
