@@ -13,7 +13,6 @@ answer is subtracted, as `scoring.calibrate` does, before the likeliest is taken
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,12 +20,12 @@ from typing import Any
 
 import reference_style
 import torch
-from measuring import geometric_mean, machine, print_table
+from measuring import geometric_mean, machine, measure_seconds, print_table
 from training import STAGES, TASKS, Shape, make_language_model, make_processor, make_rows
 from transformers import HfArgumentParser
 
 from neurolm_hf.collators import InstructionCollator
-from neurolm_hf.cpu_matmul import leave_onednn, use_onednn
+from neurolm_hf.cpu import leave_onednn, use_onednn
 from neurolm_hf.prompts import completion_ids
 from neurolm_hf.scoring import answer_log_likelihoods
 from neurolm_hf.tasks import load_task
@@ -70,7 +69,7 @@ def print_seconds(models: dict[torch.dtype, Any], size: str, batch: int, repeats
         for model in models.values():
             ways.append(partial(generate, model, padded))
             ways.append(partial(score, model, windows, shape, size))
-        taken = [[seconds(way) / batch for way in ways] for _ in range(repeats)]
+        taken = [[measure_seconds(way) / batch for way in ways] for _ in range(repeats)]
         medians = [statistics.median(column) for column in zip(*taken, strict=True)]
         theirs, ours, theirs_bf16, ours_bf16 = medians
         ratios.append([theirs / ours, theirs / ours_bf16, theirs_bf16 / ours_bf16])
@@ -172,13 +171,6 @@ def read_one_by_one(model: Any, windows: list[dict[str, Any]], shape: Shape, siz
                 logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()
             )
     return likelihoods
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Time of one run."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
-from measuring import GIB, Cost, machine, measure, own_process, print_table
+from measuring import GIB, machine, measure_memory, measure_seconds, own_process, print_table
 from training import TINY_TEXT, TINY_VQ, Shape, make_processor, make_rows
 from transformers import HfArgumentParser
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM
 from neurolm_hf.collators import PretrainingCollator
+from neurolm_hf.cpu import make_cpu_fast
 
 
 BLUE, ORANGE = "#0072B2", "#E69F00"
@@ -66,9 +67,8 @@ def main(arguments: BenchmarkArguments) -> None:
         with own_process() as process:
             for point in sorted(point for point in points if point.layers == layers):
                 for work in WORKS:
-                    costs = process.submit(costs_of, work, point, arguments.size, arguments.repeats).result()
-                    seconds = statistics.median(cost.seconds for cost in costs)
-                    figures[point, work] = (seconds, max(cost.peak for cost in costs))
+                    asked = (work, point, arguments.size, arguments.repeats)
+                    figures[point, work] = process.submit(costs_of, *asked).result()
     for axis, sweep in sweeps.items():
         rows = [[str(getattr(point, axis)), *_cells(figures, point)] for point in sweep]
         print_table([axis, *(f"{work}, {unit}" for work in WORKS for unit in ("s", "GiB"))], rows)
@@ -77,8 +77,9 @@ def main(arguments: BenchmarkArguments) -> None:
         draw(figures, sweeps, arguments.picture)
 
 
-def costs_of(work: str, point: Point, size: str, repeats: int) -> list[Cost]:
-    """Of doing the work so often, after a time that does not count."""
+def costs_of(work: str, point: Point, size: str, repeats: int) -> tuple[float, int]:
+    """Seconds (the median) and peak memory of doing the work, after a time that counts for neither."""
+    make_cpu_fast()
     model = _model(size, point.layers)
     channels = min(64, point.tokens)
     shape = Shape("window", channels, point.tokens // channels)
@@ -94,7 +95,9 @@ def costs_of(work: str, point: Point, size: str, repeats: int) -> list[Cost]:
         "pre-training step": step,
         "encoding": lambda: model.encode_eeg(**eeg),
     }
-    return [measure(works[work]) for _ in range(repeats + 1)][1:]
+    works[work]()
+    peak = measure_memory(works[work]).peak
+    return statistics.median(measure_seconds(works[work]) for _ in range(repeats)), peak
 
 
 def draw(figures: Figures, sweeps: dict[str, list[Point]], path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurolm_hf.cpu_matmul import leave_onednn, use_onednn
+from neurolm_hf.cpu import leave_onednn, use_onednn
 from neurolm_hf.dry_run import FLOPS
 
 
@@ -28,28 +28,28 @@ ONEDNN, BFLOAT16 = "float32 by oneDNN where it is faster", "bfloat16"
 PRODUCTS = ((1024, 768, 2304), (1024, 768, 768), (1024, 768, 3072), (1024, 3072, 768), (256, 768, 50304))
 
 
-class Cost(NamedTuple):
-    """What a piece of work took.
+class Held(NamedTuple):
+    """Bytes of memory that a process held before a piece of work, and at most while it was done."""
 
-    Attributes:
-        seconds: of wall time.
-        before, peak: bytes of memory that the process held before it, and at most while it ran.
-    """
-
-    seconds: float
     before: int
     peak: int
 
 
-def measure(work: Callable[[], object]) -> Cost:
-    """Does the work once, and says what it took."""
+def measure_memory(work: Callable[[], object]) -> Held:
+    """Does the work once, and says what the process held."""
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not count as held
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the peak so far
     before = _memory("VmRSS")
+    work()
+    return Held(before, _memory("VmHWM"))
+
+
+def measure_seconds(work: Callable[[], object]) -> float:
+    """Does the work once, and says how long it took."""
     start = time.perf_counter()
     work()
-    return Cost(time.perf_counter() - start, before, _memory("VmHWM"))
+    return time.perf_counter() - start
 
 
 def own_process() -> ProcessPoolExecutor:

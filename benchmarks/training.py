@@ -10,13 +10,13 @@ paper's number of windows on a device.
 
 FLOPs are those of matrix products, convolutions and attention of the step as it is done, so more of them is more
 work. Their rate is set beside the fastest of plain matrix products of the model's shapes in the same precision,
-measured in the same run. Peak
-memory is a process's, of which `state` (weights, optimiser, libraries) was there before the step.
+measured in the same run. Peak memory is a process's, of which `state` (weights, optimiser, libraries) was there before
+the step; it is taken in a step that is not timed.
 """
 
 import functools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,11 +30,12 @@ from measuring import (
     BFLOAT16,
     GIB,
     ONEDNN,
-    Cost,
+    Held,
     count_flops,
     geometric_mean,
     machine,
-    measure,
+    measure_memory,
+    measure_seconds,
     own_process,
     print_table,
     product_rates,
@@ -45,7 +46,7 @@ from transformers import HfArgumentParser
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQConfig, NeuroLMVQForPreTraining
 from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
-from neurolm_hf.cpu_matmul import leave_onednn, use_onednn
+from neurolm_hf.cpu import keep_freed_memory, leave_onednn, use_onednn
 from neurolm_hf.lora import lora_config
 from neurolm_hf.processing_neurolm import (
     EEGFeatureExtractor,
@@ -101,7 +102,7 @@ TASKS = (
 STAGES = {
     "tokenizer": Stage(CORPUS, (1024, 0), 64, 2),
     "pretraining": Stage(CORPUS, (1024, 0), 60, 2),
-    "instruction": Stage(TASKS, (276, 80), 64, 8),
+    "instruction": Stage(TASKS, (276, 80), 64, 16),
 }
 
 
@@ -110,11 +111,12 @@ class Way:
     """How a step is made.
 
     Attributes:
-        padded: the reference's way.
+        padded: the reference's way; all others keep what they freed, as our scripts do (`neurolm_hf.cpu`).
+        onednn: oneDNN multiplies float32 matrices where it is the faster one, as in our scripts.
         bf16: matrix products in bfloat16 (`torch.autocast`), weights in float32.
         cached: the frozen encoder's features come with the batch.
         lora: adapters on the language model's blocks are trained, and nothing else.
-        onednn: oneDNN multiplies float32 matrices where it is the faster one, as in our scripts (`cpu_matmul`).
+        checkpointing: activations of the layers are computed again in the backward pass.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Way:
     bf16: bool = False
     cached: bool = False
     lora: bool = False
+    checkpointing: bool = False
 
 
 REFERENCE = Way("reference's", padded=True, onednn=False)
@@ -133,6 +136,7 @@ BOTH = (
     Way("reference's, bf16", padded=True, bf16=True),
     OURS,
     Way("ours, bf16", bf16=True),
+    Way("ours, checkpointing", checkpointing=True),
 )
 CACHED = Way("ours, cached", cached=True)
 WAYS = {
@@ -145,6 +149,7 @@ WAYS = {
         Way("ours, cached, LoRA, bf16", bf16=True, cached=True, lora=True),
     ),
 }
+WAY_NAMES = tuple(dict.fromkeys(way.name for ways in WAYS.values() for way in ways))
 
 
 @dataclass
@@ -153,8 +158,31 @@ class BenchmarkArguments:
 
     stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"choices": list(STAGES)})
     size: str = field(default="B", metadata={"choices": ["B", "tiny"], "help": "tiny: a test of this script."})
+    ways: list[str] = field(
+        default_factory=lambda: list(WAY_NAMES), metadata={"choices": list(WAY_NAMES), "help": "All, unless told."}
+    )
     repeats: int = field(default=3, metadata={"help": "How often each step is measured."})
     batch: int | None = field(default=None, metadata={"help": "Windows of a micro-batch, of every way alike."})
+
+
+@dataclass
+class Costs:
+    """Of one window of a step.
+
+    Attributes:
+        flops: floating-point operations.
+        held: memory, of a whole micro-batch.
+        seconds: one a repeat.
+    """
+
+    flops: int = 0
+    held: Held = field(default_factory=lambda: Held(0, 0))
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def time(self) -> float:
+        """The median of the seconds."""
+        return statistics.median(self.seconds)
 
 
 class Trained(NamedTuple):
@@ -175,68 +203,61 @@ def print_stage(name: str, arguments: BenchmarkArguments) -> None:
     """Measure a stage, every way in turn, and print its table and geometric means."""
     stage, size = STAGES[name], arguments.size
     batch = arguments.batch or stage.batch
-    costs: dict[tuple[Way, Shape], list[tuple[Cost, Cost]]] = {}
-    flops: dict[tuple[Way, Shape], int] = {}
+    ways = [way for way in WAYS[name] if way == REFERENCE or way.name in arguments.ways]
+    # once padded, all windows are the same to the reference
+    steps = [(way, shape) for i, shape in enumerate(stage.shapes) for way in ways if i == 0 or not way.padded]
+    costs = {step: Costs() for step in steps}
     rates: dict[str, list[float]] = {}
     with ExitStack() as stack:
         processes: dict[tuple[bool, bool], ProcessPoolExecutor] = {}
-        for way, shape in _steps(name):
+        for way, shape in steps:
             weights = (way.padded, way.lora)
             if weights not in processes:
                 processes[weights] = stack.enter_context(own_process())
+            asked = (name, way, shape, size)
             # the first step of a shape allocates what the others find
-            flops[way, shape] = processes[weights].submit(flops_of_step, name, way, shape, size).result()
+            costs[way, shape].flops = processes[weights].submit(flops_of_step, *asked).result()
+            costs[way, shape].held = processes[weights].submit(memory_of_step, *asked, batch).result()
         for _ in range(arguments.repeats):
             for kind, measured in product_rates().items():
                 rates.setdefault(kind, []).append(measured)
-            for way, shape in _steps(name):
+            for way, shape in steps:
                 process = processes[way.padded, way.lora]
-                cost = process.submit(costs_of_step, name, way, shape, size, batch).result()
-                costs.setdefault((way, shape), []).append(cost)
+                work, update = process.submit(seconds_of_step, name, way, shape, size, batch).result()
+                costs[way, shape].seconds.append(work / batch + update / stage.windows)
     rate = {kind: statistics.median(measured) for kind, measured in rates.items()}
     print(f"### {name}, {batch} windows a micro-batch, {stage.windows} a step\n")
     print("Matrix products alone, GFLOP/s: " + ", ".join(f"{kind} {rate[kind] / 1e9:.0f}" for kind in rate) + ".\n")
-    print_costs(name, batch, costs, flops, rate)
+    print_costs(costs, rate)
 
 
-def print_costs(
-    name: str,
-    batch: int,
-    costs: dict[tuple[Way, Shape], list[tuple[Cost, Cost]]],
-    flops: dict[tuple[Way, Shape], int],
-    rate: dict[str, float],
-) -> None:
-    """The table of a stage: a row for each way and window, and the geometric means of a way's ratios."""
-    stage = STAGES[name]
-    seconds = {
-        key: statistics.median(work.seconds / batch + update.seconds / stage.windows for work, update in measured)
-        for key, measured in costs.items()
-    }
-    peaks = {key: max(max(work.peak, update.peak) for work, update in measured) for key, measured in costs.items()}
-    base = (REFERENCE, stage.shapes[0])
+def print_costs(costs: dict[tuple[Way, Shape], Costs], rate: dict[str, float]) -> None:
+    """The table of a stage: a row for each way and window, and the geometric means of a way's figures."""
+    base = next(cost for (way, _), cost in costs.items() if way == REFERENCE)
     rows = []
-    for way in WAYS[name]:
-        shapes = [shape for measured, shape in costs if measured == way]
-        faster = [seconds[base] / seconds[way, shape] for shape in shapes]
-        smaller = [peaks[base] / peaks[way, shape] for shape in shapes]
-        for shape, speed, memory in zip(shapes, faster, smaller, strict=True):
-            key = (way, shape)
+    for way in dict.fromkeys(way for way, _ in costs):
+        of_way = {shape: cost for (measured, shape), cost in costs.items() if measured == way}
+        faster = [base.time / cost.time for cost in of_way.values()]
+        smaller = [base.held.peak / cost.held.peak for cost in of_way.values()]
+        reached = [cost.flops / cost.time / rate[BFLOAT16 if way.bf16 else ONEDNN] for cost in of_way.values()]
+        for (shape, cost), speed, share, memory in zip(of_way.items(), faster, reached, smaller, strict=True):
             rows.append(
                 [
                     "any, padded" if way.padded else shape.name,
                     way.name,
-                    f"{1 / seconds[key]:.3f}",
+                    f"{1 / cost.time:.3f}",
                     f"{speed:.2f}",
-                    f"{flops[key] / 1e12:.3f}",
-                    f"{flops[key] / seconds[key] / rate[BFLOAT16 if way.bf16 else ONEDNN]:.0%}",
-                    f"{peaks[key] / GIB:.1f}",
-                    f"{min(work.before for work, _ in costs[key]) / GIB:.1f}",
+                    f"{cost.flops / 1e12:.3f}",
+                    f"{share:.0%}",
+                    f"{cost.held.peak / GIB:.1f}",
+                    f"{cost.held.before / GIB:.1f}",
                     f"{memory:.2f}",
                 ]
             )
-        if len(shapes) > 1:
-            means = [f"{geometric_mean(values):.2f}" for values in (faster, smaller)]
-            rows.append(["**geometric mean**", way.name, "", f"**{means[0]}**", "", "", "", "", f"**{means[1]}**"])
+        if not way.padded:
+            speed, share, memory = (geometric_mean(values) for values in (faster, reached, smaller))
+            means = ["", f"**{speed:.2f}**", "", f"**{share:.0%}**", "", "", f"**{memory:.2f}**"]
+            rows.append(["**geometric mean**", way.name, *means])
     print_table(
         [
             "window",
@@ -262,11 +283,19 @@ def flops_of_step(stage: str, way: Way, shape: Shape, size: str) -> int:
     return flops
 
 
-def costs_of_step(stage: str, way: Way, shape: Shape, size: str, count: int) -> tuple[Cost, Cost]:
+def memory_of_step(stage: str, way: Way, shape: Shape, size: str, count: int) -> Held:
+    """Of a micro-batch of so many windows, and of the optimiser's step after it."""
+    batch, trained = _batch(stage, way, shape, size, count), _trained(stage, size, way)
+    work = measure_memory(lambda: _loss(stage, way, trained.model, batch).backward())
+    update = measure_memory(lambda: _update(stage, way, trained))
+    return Held(work.before, max(work.peak, update.peak))
+
+
+def seconds_of_step(stage: str, way: Way, shape: Shape, size: str, count: int) -> tuple[float, float]:
     """Of forward and backward of a micro-batch of so many windows, and of the optimiser's step after it."""
     batch, trained = _batch(stage, way, shape, size, count), _trained(stage, size, way)
-    work = measure(lambda: _loss(stage, way, trained.model, batch).backward())
-    return work, measure(lambda: _update(stage, way, trained))
+    work = measure_seconds(lambda: _loss(stage, way, trained.model, batch).backward())
+    return work, measure_seconds(lambda: _update(stage, way, trained))
 
 
 @functools.cache
@@ -303,15 +332,15 @@ def make_rows(shape: Shape, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _steps(name: str) -> Iterator[tuple[Way, Shape]]:
-    """What is measured in turn. Once padded, all windows are the same to the reference."""
-    for index, shape in enumerate(STAGES[name].shapes):
-        yield from ((way, shape) for way in WAYS[name] if index == 0 or not way.padded)
-
-
 def _trained(stage: str, size: str, way: Way) -> Trained:
-    """The model of this process, which trains one kind of weights only."""
-    return _new_training(stage, size, way.lora)
+    """The model of this process, which trains one kind of weights only, set to this way."""
+    (use_onednn if way.onednn else leave_onednn)()
+    if not way.padded:
+        keep_freed_memory()
+    trained = _new_training(stage, size, way.lora)
+    checkpointed = trained.model.vq if stage == "tokenizer" else trained.model
+    getattr(checkpointed, f"activation_checkpointing_{'enable' if way.checkpointing else 'disable'}")()
+    return trained
 
 
 @functools.cache
@@ -352,7 +381,6 @@ def _batch(stage: str, way: Way, shape: Shape, size: str, count: int) -> Any:
 
 
 def _loss(stage: str, way: Way, model: Any, batch: Any) -> torch.Tensor:
-    (use_onednn if way.onednn else leave_onednn)()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.bf16):
         if way.padded:
             loss: torch.Tensor = getattr(reference_style, f"{stage}_loss")(model, *batch)

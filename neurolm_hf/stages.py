@@ -21,7 +21,7 @@ from transformers.trainer_utils import IntervalStrategy
 from . import __version__
 from .checkpoints import WRITE_ERRORS, final_files_failed
 from .collators import RecipeMismatchError
-from .cpu_matmul import use_onednn
+from .cpu import make_cpu_fast
 from .dataset_card import read_description
 from .devices import leave_together
 from .feature_cache import FEATURES, FeatureCache, compute_features, precision_of
@@ -373,7 +373,7 @@ def make_trainer(
             judge by.
     """
     if args.device.type == "cpu":
-        use_onednn()
+        make_cpu_fast()
     steps = optimizer_steps(args, data)
     train_features, validation_features = feature_caches(model, data, options, args)
     check_resources(model, args, longest_row=longest_row, text_tokens=text_tokens, steps=steps)

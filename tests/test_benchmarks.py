@@ -34,9 +34,9 @@ def table(text: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("stage", "windows", "ways"),
     [
-        pytest.param("tokenizer", 3, 2, marks=pytest.mark.slow),
-        ("pretraining", 3, 3),
-        pytest.param("instruction", 6, 5, marks=pytest.mark.slow),
+        pytest.param("tokenizer", 3, 3, marks=pytest.mark.slow),
+        ("pretraining", 3, 4),
+        pytest.param("instruction", 6, 6, marks=pytest.mark.slow),
     ],
 )
 def test_training(stage: str, windows: int, ways: int) -> None:
@@ -46,6 +46,11 @@ def test_training(stage: str, windows: int, ways: int) -> None:
     assert rows[0][:2] == ["any, padded", "reference's"]
     assert rows[0][3] == rows[0][8] == "1.00"
     assert all(float(row[2]) > 0 and float(row[6]) >= float(row[7]) for row in rows if row[2])
+
+
+def test_one_way_of_training_beside_the_reference() -> None:
+    rows = table(output_of("training.py", *TINY, "--stages", "pretraining", "--batch", "1", "--ways", "ours, cached"))
+    assert [row[1] for row in rows] == ["reference's"] + 4 * ["ours, cached"]
 
 
 def test_answers() -> None:
