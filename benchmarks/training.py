@@ -102,7 +102,7 @@ TASKS = (
 STAGES = {
     "tokenizer": Stage(CORPUS, (1024, 0), 64, 2),
     "pretraining": Stage(CORPUS, (1024, 0), 60, 2),
-    "instruction": Stage(TASKS, (276, 80), 64, 16),
+    "instruction": Stage(TASKS, (276, 80), 64, 8),
 }
 
 
