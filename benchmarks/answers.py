@@ -4,7 +4,8 @@
 Ours: `neurolm_hf.scoring`, from prepared windows to the log-likelihood of every answer of the task. The reference's
 way: `reference_style.py`, which pads windows to 276 patches, and writes five tokens, each by reading everything again.
 Ours is timed with the processor's work, the reference's way without its loader's. Both have the same random weights.
-Times are medians, taken in turn in one process, in seconds a window.
+Times are medians, taken in turn in one process, in seconds a window. Ours runs after `neurolm_hf.cpu.make_cpu_fast()`,
+which a process that answers on a CPU calls once; the reference's way is timed with oneDNN's products too.
 
 Then, whether the answers are the same. Read as the reference reads them, every answer after the unpadded window in a
 pass of its own over the whole sequence in float32, windows have likelihoods from which ours may differ. (Padded, the
@@ -25,7 +26,7 @@ from training import STAGES, TASKS, Shape, make_language_model, make_processor, 
 from transformers import HfArgumentParser
 
 from neurolm_hf.collators import InstructionCollator
-from neurolm_hf.cpu import leave_onednn, use_onednn
+from neurolm_hf.cpu import leave_onednn, make_cpu_fast, use_onednn
 from neurolm_hf.prompts import completion_ids
 from neurolm_hf.scoring import answer_log_likelihoods
 from neurolm_hf.tasks import load_task
@@ -67,23 +68,27 @@ def print_seconds(models: dict[torch.dtype, Any], size: str, batch: int, repeats
         padded = pad(windows, size)
         ways: list[Callable[[], object]] = []
         for model in models.values():
-            ways.append(partial(generate, model, padded))
+            # products in bfloat16 are oneDNN's anyway
+            choices = (False, True) if model.dtype == torch.float32 else (True,)
+            ways += [partial(generate, model, padded, onednn) for onednn in choices]
             ways.append(partial(score, model, windows, shape, size))
         taken = [[measure_seconds(way) / batch for way in ways] for _ in range(repeats)]
         medians = [statistics.median(column) for column in zip(*taken, strict=True)]
-        theirs, ours, theirs_bf16, ours_bf16 = medians
-        ratios.append([theirs / ours, theirs / ours_bf16, theirs_bf16 / ours_bf16])
+        theirs, theirs_onednn, ours, theirs_bf16, ours_bf16 = medians
+        ratios.append([theirs / ours, theirs_onednn / ours, theirs / ours_bf16, theirs_bf16 / ours_bf16])
         rows.append([shape.name, *(f"{value:.3f}" for value in medians), *(f"{ratio:.2f}" for ratio in ratios[-1])])
     means = [f"**{geometric_mean(column):.2f}**" for column in zip(*ratios, strict=True)]
-    rows.append(["**geometric mean**", *[""] * 4, *means])
+    rows.append(["**geometric mean**", *[""] * 5, *means])
     print_table(
         [
             "window",
             "reference's way",
+            "with oneDNN",
             "ours",
             "reference's way, bf16",
             "ours, bf16",
             "times as fast",
+            "of that with oneDNN",
             "bf16, of its float32",
             "bf16, of its bf16",
         ],
@@ -135,15 +140,15 @@ def pad(windows: list[dict[str, Any]], size: str) -> reference_style.PaddedBatch
     return reference_style.pad(batch, *STAGES["instruction"].padded)
 
 
-def generate(model: Any, padded: reference_style.PaddedBatch) -> torch.Tensor:
-    """The reference's way, with the products that PyTorch makes by itself."""
-    leave_onednn()
+def generate(model: Any, padded: reference_style.PaddedBatch, onednn: bool) -> torch.Tensor:
+    """The reference's way, with the products that PyTorch makes by itself, or with oneDNN's."""
+    (use_onednn if onednn else leave_onednn)()
     return reference_style.generate(model, padded, NEW_TOKENS)
 
 
 def score(model: Any, windows: list[dict[str, Any]], shape: Shape, size: str) -> torch.Tensor:
-    """(windows, answers): our log-likelihoods; oneDNN multiplies where it is faster, as in our training scripts."""
-    use_onednn()
+    """(windows, answers): our log-likelihoods, in a process made as fast as `make_cpu_fast` makes it."""
+    make_cpu_fast()
     processor = make_processor(size)
     return answer_log_likelihoods(
         model,

@@ -127,6 +127,12 @@ def instruction_loss(model: NeuroLMForCausalLM, batch: PaddedBatch) -> torch.Ten
     return _cross_entropy(_logits(model, read(model, batch)), targets)
 
 
+def text_loss(model: NeuroLMForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """Loss of blocks of text (batch, tokens)."""
+    read_text = model.model.language_model(input_ids=ids, use_cache=False).last_hidden_state
+    return _cross_entropy(_logits(model, read_text), F.pad(ids[:, 1:], (0, 1), value=IGNORE_INDEX))
+
+
 @torch.no_grad()
 def generate(model: NeuroLMForCausalLM, batch: PaddedBatch, new_tokens: int) -> torch.Tensor:
     """Greedy answers (batch, new tokens) to prompts of one length, with room for the answers in `batch`."""

@@ -4,9 +4,10 @@
 Ours: the models and collators of this package, as `NeuroLMTrainer` makes a step of them. The reference's way:
 `reference_style.py`, which pads everything to 1024 patches, or to 276 patches and 80 text tokens. Both start from the
 same kind of random weights, read the same windows, and take the same optimiser (fused AdamW). Neither gets a text
-batch: it would add the same to both. Each way runs in a process of its own, and they take turns; a figure is the
-median of its repeats. A sample's time is its share of a micro-batch plus its share of one optimiser step for the
-paper's number of windows on a device.
+batch with them: a block of text is timed apart, and said what it makes of the ratio. Each way runs in a process of its
+own, and they take turns; a figure is the median of its repeats. A sample's time is its share of a micro-batch plus its
+share of one optimiser step for the paper's number of windows on a device. "With the same products" sets a way beside
+the reference's way with the same precision and library.
 
 FLOPs are those of matrix products, convolutions and attention of the step as it is done, so more of them is more
 work. Their rate is set beside the fastest of plain matrix products of the model's shapes in the same precision,
@@ -15,6 +16,7 @@ the step; it is taken in a step that is not timed.
 """
 
 import functools
+import math
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -82,12 +84,14 @@ class Stage(NamedTuple):
         padded: patches and text tokens to which the reference pads every one of them.
         windows: of an optimiser step on one device, in the paper.
         batch: windows of a micro-batch, unless told otherwise.
+        texts: blocks of 1024 text tokens beside each window, in the paper.
     """
 
     shapes: tuple[Shape, ...]
     padded: tuple[int, int]
     windows: int
     batch: int
+    texts: float = 0.0
 
 
 CORPUS = (Shape("23 x 44 s", 23, 44), Shape("19 x 20 s", 19, 20), Shape("64 x 4 s", 64, 4))
@@ -101,8 +105,8 @@ TASKS = (
 )
 STAGES = {
     "tokenizer": Stage(CORPUS, (1024, 0), 64, 2),
-    "pretraining": Stage(CORPUS, (1024, 0), 60, 2),
-    "instruction": Stage(TASKS, (276, 80), 64, 8),
+    "pretraining": Stage(CORPUS, (1024, 0), 60, 2, texts=32 / 480),
+    "instruction": Stage(TASKS, (276, 80), 64, 8, texts=128 / 512),
 }
 
 
@@ -208,6 +212,7 @@ def print_stage(name: str, arguments: BenchmarkArguments) -> None:
     steps = [(way, shape) for i, shape in enumerate(stage.shapes) for way in ways if i == 0 or not way.padded]
     costs = {step: Costs() for step in steps}
     rates: dict[str, list[float]] = {}
+    texts: dict[Way, list[float]] = {REFERENCE: [], OURS: []} if stage.texts and OURS in ways else {}
     with ExitStack() as stack:
         processes: dict[tuple[bool, bool], ProcessPoolExecutor] = {}
         for way, shape in steps:
@@ -225,28 +230,51 @@ def print_stage(name: str, arguments: BenchmarkArguments) -> None:
                 process = processes[way.padded, way.lora]
                 work, update = process.submit(seconds_of_step, name, way, shape, size, batch).result()
                 costs[way, shape].seconds.append(work / batch + update / stage.windows)
+            for way, taken in texts.items():
+                taken.append(processes[way.padded, False].submit(seconds_of_text, name, way, size).result())
     rate = {kind: statistics.median(measured) for kind, measured in rates.items()}
     print(f"### {name}, {batch} windows a micro-batch, {stage.windows} a step\n")
     print("Matrix products alone, GFLOP/s: " + ", ".join(f"{kind} {rate[kind] / 1e9:.0f}" for kind in rate) + ".\n")
     print_costs(costs, rate)
+    if texts:
+        print_with_text(stage.texts, costs, {way: statistics.median(taken) for way, taken in texts.items()})
+
+
+def print_with_text(blocks: float, costs: dict[tuple[Way, Shape], Costs], texts: dict[Way, float]) -> None:
+    """What is left of the ratio when each window brings so many blocks of text."""
+    whole = {key: cost.time + blocks * texts[key[0]] for key, cost in costs.items() if key[0] in texts}
+    base = next(seconds for (way, _), seconds in whole.items() if way == REFERENCE)
+    ratio = geometric_mean(base / seconds for (way, _), seconds in whole.items() if way == OURS)
+    print(
+        f"A block of 1024 text tokens: {texts[REFERENCE]:.2f} s the reference's way, {texts[OURS]:.2f} s ours. With "
+        f"the paper's {blocks:.3g} blocks a window, ours is {ratio:.2f} times as fast.\n",
+        flush=True,
+    )
 
 
 def print_costs(costs: dict[tuple[Way, Shape], Costs], rate: dict[str, float]) -> None:
     """The table of a stage: a row for each way and window, and the geometric means of a way's figures."""
-    base = next(cost for (way, _), cost in costs.items() if way == REFERENCE)
+    padded = {way: cost for (way, _), cost in costs.items() if way.padded}
+    base = padded[REFERENCE]
     rows = []
     for way in dict.fromkeys(way for way, _ in costs):
         of_way = {shape: cost for (measured, shape), cost in costs.items() if measured == way}
         faster = [base.time / cost.time for cost in of_way.values()]
+        # the reference's way with products of the same precision by the same library
+        alike = next((cost for one, cost in padded.items() if (one.bf16, one.onednn) == (way.bf16, way.onednn)), None)
+        only = [alike.time / cost.time if alike else math.nan for cost in of_way.values()]
         smaller = [base.held.peak / cost.held.peak for cost in of_way.values()]
         reached = [cost.flops / cost.time / rate[BFLOAT16 if way.bf16 else ONEDNN] for cost in of_way.values()]
-        for (shape, cost), speed, share, memory in zip(of_way.items(), faster, reached, smaller, strict=True):
+        for (shape, cost), speed, alone, share, memory in zip(
+            of_way.items(), faster, only, reached, smaller, strict=True
+        ):
             rows.append(
                 [
                     "any, padded" if way.padded else shape.name,
                     way.name,
                     f"{1 / cost.time:.3f}",
                     f"{speed:.2f}",
+                    f"{alone:.2f}",
                     f"{cost.flops / 1e12:.3f}",
                     f"{share:.0%}",
                     f"{cost.held.peak / GIB:.1f}",
@@ -255,8 +283,8 @@ def print_costs(costs: dict[tuple[Way, Shape], Costs], rate: dict[str, float]) -
                 ]
             )
         if not way.padded:
-            speed, share, memory = (geometric_mean(values) for values in (faster, reached, smaller))
-            means = ["", f"**{speed:.2f}**", "", f"**{share:.0%}**", "", "", f"**{memory:.2f}**"]
+            speed, alone, share, memory = (geometric_mean(values) for values in (faster, only, reached, smaller))
+            means = ["", f"**{speed:.2f}**", f"**{alone:.2f}**", "", f"**{share:.0%}**", "", "", f"**{memory:.2f}**"]
             rows.append(["**geometric mean**", way.name, *means])
     print_table(
         [
@@ -264,6 +292,7 @@ def print_costs(costs: dict[tuple[Way, Shape], Costs], rate: dict[str, float]) -
             "way",
             "samples/s",
             "times as fast",
+            "with the same products",
             "TFLOP a sample",
             "of the rate",
             "peak GiB",
@@ -296,6 +325,21 @@ def seconds_of_step(stage: str, way: Way, shape: Shape, size: str, count: int) -
     batch, trained = _batch(stage, way, shape, size, count), _trained(stage, size, way)
     work = measure_seconds(lambda: _loss(stage, way, trained.model, batch).backward())
     return work, measure_seconds(lambda: _update(stage, way, trained))
+
+
+def seconds_of_text(stage: str, way: Way, size: str) -> float:
+    """Of forward and backward of a block of text."""
+    trained = _trained(stage, size, way)
+    ids = torch.randint(TINY_ROWS, (1, 64 if size == "tiny" else 1024))
+
+    def step() -> None:
+        given = {"input_ids": ids, "labels": ids, "use_cache": False}
+        loss = reference_style.text_loss(trained.model, ids) if way.padded else trained.model(**given).loss
+        loss.backward()
+
+    seconds = measure_seconds(step)
+    trained.optimizer.zero_grad()
+    return seconds
 
 
 @functools.cache

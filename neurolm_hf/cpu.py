@@ -68,7 +68,9 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "mallopt"):
         return False
-    return bool(library.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and library.mallopt(M_TRIM_THRESHOLD, -1))
+    # before 2.35 half as much was the most
+    kept = any(library.mallopt(M_MMAP_THRESHOLD, size) for size in (LARGEST_KEPT, LARGEST_KEPT // 2))
+    return bool(library.mallopt(M_TRIM_THRESHOLD, -1)) and kept
 
 
 def leave_onednn() -> None:
@@ -87,6 +89,7 @@ def _is_slow() -> bool:
     return (
         "AuthenticAMD" in vendor
         and wide
+        and hasattr(torch.library, "get_kernel")  # of torch 2.9
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
     )
@@ -99,7 +102,8 @@ def _mm(keys: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _addmm(
     keys: Any, bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
-    if bias.ndim == 1 and beta == alpha == 1 and _pays(left, right):
+    plain = bias.dtype == left.dtype and bias.shape == right.shape[1:] and bias.is_contiguous()
+    if plain and beta == alpha == 1 and _pays(left, right):
         return _product(left, right, bias)
     return _own["addmm"].call_boxed(keys, bias, left, right, beta=beta, alpha=alpha)
 
@@ -107,14 +111,15 @@ def _addmm(
 def _addmm_(
     keys: Any, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
-    if beta == alpha == 1 and _pays(left, right):
+    plain = total.dtype == left.dtype and total.shape == (left.shape[0], right.shape[1])
+    if plain and beta == alpha == 1 and _pays(left, right):
         return total.add_(_product(left, right))
     return _own["addmm_"].call_boxed(keys, total, left, right, beta=beta, alpha=alpha)
 
 
 def _pays(left: torch.Tensor, right: torch.Tensor) -> bool:
-    of_float32 = left.dtype == right.dtype == torch.float32
-    return of_float32 and left.shape[0] * left.shape[1] * right.shape[1] >= SMALLEST
+    fits = left.dtype == right.dtype == torch.float32 and left.shape[1] == right.shape[0]
+    return fits and left.shape[0] * left.shape[1] * right.shape[1] >= SMALLEST
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
@@ -127,6 +128,15 @@ def transformer_layers(model: nn.Module) -> list[str]:
     return sorted({type(layer).__name__ for layer in layers})
 
 
+def round_weights_alone(plugin: Any) -> None:
+    """Has FSDP's mixed precision leave signals, counts and losses in float32, and add up gradients in it."""
+    policy = plugin.mixed_precision_policy
+    if policy is not None:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=policy.param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
 def leave_together() -> None:
     """Ends the connection between the processes once all are done: one that is gone takes the others with it."""
     if dist.is_available() and dist.is_initialized():
@@ -169,8 +179,8 @@ def _check_in_use(trainer: Trainer) -> None:
         )
     if _asks_for_deepspeed(trainer.args) and kind != DistributedType.DEEPSPEED:
         raise ValueError(
-            f"DeepSpeed is asked for, but accelerate runs {kind.value}: leave --use-cpu out; without a GPU DeepSpeed "
-            "takes the CPU by itself (--ddp-backend gloo)."
+            f"DeepSpeed is asked for, but accelerate runs {kind.value}: leave --use-cpu out, and --bf16, which "
+            "implies it without a GPU; DeepSpeed takes the CPU by itself (--ddp-backend gloo)."
         )
 
 

@@ -100,9 +100,18 @@ class FeatureCache:
                 row["eeg_codes"] = file.get_slice("codes")[begin:end].astype(np.int64)
         return row
 
+    @property
+    def n_files(self) -> int:
+        """Files when all are there."""
+        return -(-len(self.rows) // ROWS_A_FILE)
+
     def missing(self) -> list[int]:
         """Numbers of the files that are not there yet."""
-        return [number for number in range(-(-len(self.rows) // ROWS_A_FILE)) if not self._file(number).exists()]
+        return [number for number in range(self.n_files) if self.lacks(number)]
+
+    def lacks(self, number: int) -> bool:
+        """Whether this file is not there yet."""
+        return not self._file(number).exists()
 
     def rows_of(self, number: int) -> range:
         """Rows of a file."""
@@ -131,6 +140,7 @@ def compute_features(
     """Computes the features that are not there yet; each process its share of the files.
 
     The encoder computes as it does in training: on the training's device, in its precision, as many windows at a time.
+    Only DeepSpeed and FSDP in bfloat16 would have rounded its weights, and computed rougher features than these.
 
     Args:
         model: the language model of the caches.
@@ -141,8 +151,10 @@ def compute_features(
         OSError: a file could not be written.
     """
     _check_disk(caches)
-    numbered = [(cache, number) for cache in caches for number in cache.missing()]
-    share = numbered[args.process_index :: args.world_size]
+    # by a file's place among all: another process may have made some already when this one looks what is missing
+    places = [(cache, number) for cache in caches for number in range(cache.n_files)]
+    own = places[args.process_index :: args.world_size]
+    share = [(cache, number) for cache, number in own if cache.lacks(number)]
     encoder: Any = model.eeg_encoder
     device = encoder.device
     total = sum(len(cache.rows_of(number)) for cache, number in share)

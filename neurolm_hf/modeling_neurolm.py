@@ -375,7 +375,7 @@ class NeuroLMVectorQuantizer(nn.Module):
         # Not buffers: DistributedDataParallel would overwrite every rank's sums by those of rank 0.
         self._counts: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
-        self._candidates: torch.Tensor | None = None
+        self._candidates: list[torch.Tensor] = []
         self._pending_batches = 0
         self._step_dropped = False
 
@@ -426,7 +426,8 @@ class NeuroLMVectorQuantizer(nn.Module):
         sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
         self._counts = counts if self._counts is None else self._counts + counts
         self._sums = sums if self._sums is None else self._sums + sums
-        self._candidates = vectors
+        if self.config.dead_code_threshold > 0:
+            self._candidates.append(vectors)
         self._pending_batches += 1
         if self._pending_batches == BATCHES_BEFORE_WARNING:
             logger.warning(
@@ -460,7 +461,7 @@ class NeuroLMVectorQuantizer(nn.Module):
 
     def _revive(self) -> None:
         dead = (self.cluster_size < self.config.dead_code_threshold * self.cluster_size.mean()).nonzero().squeeze(1)
-        candidates = _gather_rows(self._candidates if self._candidates is not None else self.codebook[:0])
+        candidates = _gather_rows(torch.cat([self.codebook[:0], *self._candidates]))
         if len(dead) == 0 or len(candidates) == 0:
             return
         choice = torch.randint(len(candidates), (len(dead),), device=dead.device)
@@ -1152,15 +1153,23 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
             yield
             return
 
-        def narrow(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            return (inputs[0][places].unsqueeze(0),)
+        narrowed: list[bool] = []
 
-        def widen(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-            everywhere = output.new_zeros(*shape, output.shape[-1])
-            everywhere[places] = output.squeeze(0)
-            return everywhere
+        def narrow(module: nn.Module, inputs: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            # a decoder whose MLP reads more than hidden states keeps it whole
+            narrowed.append(len(inputs) == 1 and not kwargs)
+            return ((inputs[0][places].unsqueeze(0),) if narrowed[-1] else inputs), kwargs
 
-        hooks = [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
+        def widen(module: nn.Module, inputs: tuple, output: Any) -> Any:
+            if not narrowed.pop():
+                return output
+            # that of a mixture of experts gives its router's scores as well
+            computed, *others = output if isinstance(output, tuple) else (output,)
+            everywhere = computed.new_zeros(*shape, computed.shape[-1])
+            everywhere[places] = computed.flatten(0, -2)
+            return (everywhere, *others) if isinstance(output, tuple) else everywhere
+
+        hooks = [mlp.register_forward_pre_hook(narrow, with_kwargs=True), mlp.register_forward_hook(widen)]
         try:
             yield
         finally:
@@ -1484,10 +1493,15 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
             hidden_states: (targets, hidden_size); target_ids: (targets,), rows of both heads' logits; weights:
                 (targets,), float32.
         """
-        if type(self.lm_head) is nn.Linear and type(self.code_head) is nn.Linear:
+        device = hidden_states.device.type
+        mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else self.lm_head.weight.dtype
+        plain = type(self.lm_head) is nn.Linear and type(self.code_head) is nn.Linear
+        # a gradient in float16 must have been scaled (by GradScaler) before it is rounded
+        if plain and dtype != torch.float16:
             inputs = (hidden_states, self.lm_head.weight, self.code_head.weight, target_ids, weights)
             return _WeighedCrossEntropy.apply(*inputs, torch.is_grad_enabled())
-        # an adapter's layers compute what they like: twice, so that no logits are kept for the gradient
+        # computed twice, so that no logits are kept for the gradient: an adapter's layers compute what they like
         losses, hits = zip(
             *(
                 checkpoint(self._chunk_losses, *chunk, use_reentrant=False)

@@ -30,7 +30,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
 from .checkpoints import WRITE_ERRORS, checkpoint_failed, seal, unseal
-from .devices import check_devices, gathered, heads_in_root, local_share, transformer_layers
+from .devices import check_devices, gathered, heads_in_root, local_share, round_weights_alone, transformer_layers
 from .metrics import balanced_accuracy
 from .modeling_neurolm import NeuroLMVQModel
 from .running import SKIPPED_BATCHES
@@ -114,7 +114,9 @@ class NeuroLMTrainer(Trainer):
         self._check_arguments()
         check_devices(self, skips_batches=skip_bad_batches)
         if self.is_fsdp_enabled:
-            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = transformer_layers(self.model)
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.transformer_cls_names_to_wrap = transformer_layers(self.model)
+            round_weights_alone(plugin)
         unset_hf_deepspeed_config()  # the Trainer has set it again
         # of a stream each process reads its own part: batches differ in shape, so none can be cut in parts and sent
         self.accelerator.dataloader_config.dispatch_batches = False
@@ -249,7 +251,10 @@ class NeuroLMTrainer(Trainer):
             return super()._get_train_sampler(dataset)
         args = self.args
         devices, accumulation = args.world_size, args.gradient_accumulation_steps
-        return StepSampler(dataset, args.train_batch_size, devices, accumulation, args.dataloader_drop_last)
+        # k-means places the codebook in the first step, or after a warm-up without quantiser
+        callbacks = self.callback_handler.callbacks
+        first = {one.warmup_steps for one in callbacks if isinstance(one, QuantizerScheduleCallback)} | {0}
+        return StepSampler(dataset, args.train_batch_size, devices, accumulation, args.dataloader_drop_last, first)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if not isinstance(eval_dataset, TrainingSet):

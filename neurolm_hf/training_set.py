@@ -5,7 +5,7 @@ middle of an epoch goes on with the very rows that it would have had, and so do 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -209,8 +209,7 @@ class StepSampler(Sampler[int]):
     Which windows make up an optimiser step is the set's own random order. Only within a step they are sorted by their
     number of patches, so that its mean and its gradient stay as they were. A step's micro-batches go to the devices in
     turn, so that these have windows of like length at a time, too. A step of a single micro-batch cannot be grouped
-    and stays as it was drawn, and so does the first step of a training: k-means places a new codebook on its first
-    micro-batch, which must hold windows of all kinds.
+    and stays as it was drawn.
 
     Args:
         rows: what is sampled; its epoch decides.
@@ -219,12 +218,21 @@ class StepSampler(Sampler[int]):
             until they have equally many.
         accumulation: how many each of them takes in a step.
         drop_last: instead of being filled up, or of ending with a smaller batch, an epoch loses its last windows.
+        as_drawn: steps of the training, from 0, that stay as they were drawn: where k-means places a codebook on a
+            micro-batch, that must hold windows of all kinds.
     """
 
     def __init__(
-        self, rows: TrainingSet, batch_size: int, devices: int = 1, accumulation: int = 1, drop_last: bool = False
+        self,
+        rows: TrainingSet,
+        batch_size: int,
+        devices: int = 1,
+        accumulation: int = 1,
+        drop_last: bool = False,
+        as_drawn: Collection[int] = (0,),
     ):
         self.rows = rows
+        self.as_drawn = list(as_drawn)
         self.step = batch_size * devices * accumulation
         self.is_grouped = devices * accumulation > 1
         multiple = batch_size * devices if devices > 1 or drop_last else 1
@@ -239,8 +247,8 @@ class StepSampler(Sampler[int]):
         places, steps = order % len(self.rows), order // self.step
         if self.is_grouped:
             lengths = self.rows.lengths()[places]
-            if self.rows.epoch == 0:
-                lengths[: self.step] = 0
+            before = self.rows.epoch * -(-self._length // self.step)
+            lengths[np.isin(before + steps, self.as_drawn)] = 0
             places = places[np.lexsort((lengths, steps))]
         yield from places.tolist()
 

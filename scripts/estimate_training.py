@@ -19,8 +19,10 @@ An adapter for your model, on a GPU of your own: products a second that it can d
 
 Stages are those whose recipe is given; options that hold for a stage each (--hours, --channels, --window-seconds) take
 one value for all of them, or one a stage in the order vq, pretrain, instruct. Nothing is downloaded but a named
-configuration, and no GPU is needed. Time is products divided by what the GPUs reach of their peak: --utilisation
-decides it, so measure yours (benchmarks/training.py) before you believe the hours.
+configuration, and no GPU is needed. Texts are those of the recipe, or a quarter of the windows where it does not say,
+as in a training with --text-data; one without: --text-batch-size 0. Time is products divided by what the GPUs reach of
+their peak: --utilisation decides it, so measure yours before you believe the hours. It is the FLOPs a step told here,
+divided by the seconds a step of a short training on one of them, and by its peak.
 Exit status: 0 told, 1 could not be told, 2 wrong usage.
 """
 
@@ -107,7 +109,9 @@ class Arguments:
         default=None, metadata={"nargs": "?", "const": True, "help": "In place of the recipes'."}
     )
     fp32: bool = field(default=False, metadata={"help": "Products in float32 in place of bfloat16."})
-    optim: str = field(default="adamw_torch", metadata={"help": "The Trainer's name of the optimiser."})
+    optim: str | None = field(
+        default=None, metadata={"help": "The Trainer's name of the optimiser, in place of the recipe's."}
+    )
     devices: int = field(default=8, metadata={"help": "GPUs in all (default: 8)."})
     gpus_per_node: int = field(default=8, metadata={"help": "GPUs of one machine (default: 8)."})
     gpu: str = field(default="H100", metadata={"help": f"One of {', '.join(GPUS)} (default: H100)."})
@@ -207,6 +211,11 @@ def estimate(options: Arguments, place: int, stage: Stage) -> Estimate:
         ValueError, OSError: a recipe or a configuration that cannot be read, or that do not fit each other.
     """
     recipe = read_recipe(options.recipes[stage])
+    if recipe.get("lora_targets"):
+        raise ValueError(
+            f"{options.recipes[stage]}: lora_targets names layers of its own, which are not counted: leave it out for "
+            "an adapter on all layers of the language model."
+        )
     schedule = schedule_of(options, place, stage, recipe)
     rank = (
         options.lora_rank if options.lora_rank is not None else recipe.get("lora_rank", 16) * bool(recipe.get("lora"))
@@ -224,7 +233,7 @@ def estimate(options: Arguments, place: int, stage: Stage) -> Estimate:
         bf16=not options.fp32,
     )
     step = step_of(setup, schedule.step)
-    ranks = ranks_of(setup, schedule, moment_bytes(options.optim))
+    ranks = ranks_of(setup, schedule, moment_bytes(options.optim or recipe.get("optim", "adamw_torch")))
     return Estimate(setup, schedule, step, costs_of(step.flops, ranks, schedule, devices_of(options)))
 
 
@@ -277,6 +286,7 @@ def configuration(options: Arguments, stage: Stage, recipe: dict[str, Any]) -> N
         return getattr(config, "eeg_config", config)
     if not isinstance(config, NeuroLMConfig):
         raise ValueError(f"{options.model} is a neural tokenizer, without a language model to train.")
+    config.freeze_eeg_encoder = not recipe.get("tune_eeg_encoder", False)
     return config
 
 

@@ -47,6 +47,7 @@ from neurolm_hf.devices import (
     heads_in_root,
     leave_together,
     local_share,
+    round_weights_alone,
     settle_deepspeed,
     transformer_layers,
 )
@@ -171,18 +172,42 @@ def fsdp_results(rank: int, folder: Path) -> dict[str, Any]:
     """
     os.environ |= environment("fsdp2")
     dist.init_process_group("gloo")
-    return {stage: _fsdp_step(rank, stage) for stage in (*STAGES, "unfrozen")}
+    results: dict[str, Any] = {stage: _fsdp_step(rank, stage) for stage in (*STAGES, "unfrozen")}
+    return results | {"bfloat16": {stage: _fsdp_bfloat16_step(rank, stage) for stage in STAGES}}
+
+
+def _shared_out(rank: int, stage: str, precision: str) -> Any:
+    """The stage's model under FSDP."""
+    model = stages()[stage].model().train()
+    plugin = FullyShardedDataParallelPlugin(transformer_cls_names_to_wrap=transformer_layers(model))
+    if precision != "no":
+        plugin.set_mixed_precision(precision)
+    round_weights_alone(plugin)
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    accelerator = SimpleNamespace(state=state, mixed_precision=precision, is_main_process=rank == 0, device="cpu")
+    with heads_in_root(model):
+        return fsdp2_prepare_model(accelerator, model)
+
+
+def _fsdp_bfloat16_step(rank: int, stage: str) -> dict[str, Any]:
+    """Precisions of a step, and its loss."""
+    model = _shared_out(rank, stage, "bf16")
+    batch = stages()[stage].collator(1)(ROWS[:4])
+    batch.pop("rows")
+    read: set[str] = set()
+    root = model.get_base_model() if stage == "lora" else model
+    encoder = root.vq.encoder if stage == "vq" else root.model.eeg_encoder
+    encoder.patch_embedding.register_forward_pre_hook(lambda _, inputs: read.add(str(inputs[0].dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch, num_items_in_batch=model.count_loss_items(**batch)).loss
+    loss.backward()
+    gradients = {str(p.grad.dtype) for p in model.parameters() if p.grad is not None}
+    return {"signals": sorted(read), "loss": loss.detach(), "gradients": sorted(gradients)}
 
 
 def _fsdp_step(rank: int, stage: str) -> dict[str, Any]:
     made = stages()[stage]
-    model = made.model().train()
-    names = transformer_layers(model)
-    plugin = FullyShardedDataParallelPlugin(transformer_cls_names_to_wrap=names)
-    state = SimpleNamespace(fsdp_plugin=plugin)
-    accelerator = SimpleNamespace(state=state, mixed_precision="no", is_main_process=rank == 0, device="cpu")
-    with heads_in_root(model):
-        model = fsdp2_prepare_model(accelerator, model)
+    model = _shared_out(rank, stage, "no")
     if stage != "vq":
         register_fsdp_forward_method(model, "score_answers")
 

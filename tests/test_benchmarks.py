@@ -44,8 +44,8 @@ def test_training(stage: str, windows: int, ways: int) -> None:
     # the reference's in three ways, padded; each of ours with a mean
     assert len(rows) == 3 + ways * (windows + 1)
     assert rows[0][:2] == ["any, padded", "reference's"]
-    assert rows[0][3] == rows[0][8] == "1.00"
-    assert all(float(row[2]) > 0 and float(row[6]) >= float(row[7]) for row in rows if row[2])
+    assert rows[0][3] == rows[0][4] == rows[0][9] == "1.00"
+    assert all(float(row[2]) > 0 and float(row[7]) >= float(row[8]) for row in rows if row[2])
 
 
 def test_one_way_of_training_beside_the_reference() -> None:

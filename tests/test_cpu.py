@@ -90,6 +90,35 @@ def test_small_products_and_other_precisions_stay(products: list, left: torch.Te
     assert products == []
 
 
+@pytest.mark.parametrize(
+    "bias",
+    [
+        torch.ones(1).expand(100),
+        torch.arange(200.0)[::2],
+        torch.ones(1),
+        torch.ones(300, 100),
+        torch.ones(300, 1),
+    ],
+)
+def test_whatever_is_added_is_added_rightly(products: list, bias: torch.Tensor) -> None:
+    left, right = torch.randn(300, 200), torch.randn(200, 100)
+    expected = torch.addmm(bias, left, right)
+    cpu.use_onednn()
+    torch.testing.assert_close(torch.addmm(bias, left, right), expected)
+    assert products == []
+
+
+def test_mistakes_are_refused_as_ever(products: list) -> None:
+    cpu.use_onednn()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        torch.randn(300, 200) @ torch.randn(100, 300)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        torch.nn.functional.linear(torch.randn(300, 200), torch.randn(300, 100), torch.randn(300))
+    with pytest.raises(RuntimeError):
+        torch.zeros(300, 100, dtype=torch.float64).addmm_(torch.randn(300, 200), torch.randn(200, 100))
+    assert products == []
+
+
 def test_nothing_changes_on_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu.leave_onednn()
     monkeypatch.setattr(cpu.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")

@@ -395,6 +395,16 @@ def test_a_stream_reaches_each_process_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fsdp_shares_out_every_weight_and_changes_no_gradient(tmp_path: Path) -> None:
     ranks = run_ranks(device_runs.fsdp_results, tmp_path)
+    for stage in STAGES:
+        batch = stages()[stage].collator(1)(ROWS[:4])
+        batch.pop("rows")
+        exact = float(stages()[stage].model().train()(**batch).loss)
+        for rank in ranks:
+            found = rank["bfloat16"][stage]
+            assert (found["signals"], found["loss"].dtype) == (["torch.float32"], torch.float32)
+            assert found["gradients"] == ["torch.float32"]
+            assert float(found["loss"]) == pytest.approx(exact, rel=2e-2)
+            assert float(found["loss"]) != pytest.approx(exact, rel=1e-6)
     for stage in (*STAGES, "unfrozen"):
         model = stages()[stage].model()
         expected = large_batches(stages()[stage], [ROWS[:4]])

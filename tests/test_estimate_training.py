@@ -102,6 +102,20 @@ def test_an_adapter_is_the_recipes_or_the_command_lines(
     assert trained[0] < trained[1] < trained[2]
 
 
+def test_the_encoder_and_the_optimiser_are_the_recipes(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", model, "--devices", "1", "--prompt-tokens", "5", *CORPUS, *TEXT, "--instruct"]
+    plain, other = (
+        told(capsys, *arguments, recipe(tmp_path, f"per_device_train_batch_size: 4\n{more}"))[0]
+        for more in ("", "tune_eeg_encoder: true\noptim: sgd\n")
+    )
+    assert other["trained"] > plain["trained"]
+    assert other["flops_of_a_step"]["EEG encoder"]["backward"] > plain["flops_of_a_step"]["EEG encoder"]["backward"]
+    ranks = [one["strategies"]["one device"]["rank"]["optimiser"] for one in (plain, other)]
+    assert ranks[0] > 0 == ranks[1]
+
+
 def test_each_stage_has_its_corpus(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     written = recipe(tmp_path, "num_train_epochs: 1\nper_device_train_batch_size: 4\n")
     stages = told(
@@ -179,6 +193,8 @@ def test_what_does_not_fit_together_is_said(tmp_path: Path, capsys: pytest.Captu
     assert "makes a model of another size than B (vq_config)" in refused(capsys, "--vq", sized, "--hours", "1")
     written = recipe(tmp_path, "total_train_batch_size: 30\nper_device_train_batch_size: 4\n")
     assert "30 windows a step cannot be shared out" in refused(capsys, "--pretrain", written, "--hours", "1")
+    targets = recipe(tmp_path, "lora: true\nlora_targets: [c_attn]\n")
+    assert "lora_targets names layers of its own" in refused(capsys, "--instruct", targets, "--hours", "1")
     paper = str(ROOT / "recipes" / "pretrain-b.yaml")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')

@@ -522,6 +522,22 @@ def test_mixed_precision_gives_nearly_the_same_gradients(gpt2):
         assert not torch.equal(got, exact[name])
 
 
+def test_float16_keeps_gradients_of_many_targets(gpt2):
+    """With a GradScaler's factor, which must come before what is small is rounded to nothing."""
+    batch = lm_batch(ROWS)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    given = {**batch, "labels": labels, "num_items_in_batch": torch.full((3,), 2e5)}
+    gpt2.train()(**given).loss.backward()
+    exact = {name: p.grad.clone() for name, p in gpt2.named_parameters() if p.grad is not None}
+    gpt2.zero_grad()
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = gpt2(**given).loss
+    (2**15 * loss).backward()
+    for name in ("lm_head.weight", "code_head.weight", "model.language_model.h.1.mlp.c_fc.weight"):
+        got = gpt2.get_parameter(name).grad / 2**15
+        assert (got - exact[name]).norm() < 0.02 * exact[name].norm()
+
+
 def test_adapted_heads_give_the_same_losses(gpt2, monkeypatch):
     monkeypatch.setattr(modeling_neurolm, "LOSS_CHUNK", 5)
     batch = lm_batch(ROWS)

@@ -339,6 +339,20 @@ def test_what_cannot_be_grouped_stays_as_it_was_drawn() -> None:
     assert grouped(training, 1, 4, 1, 4)[:16] != list(range(16))
 
 
+def test_steps_in_which_k_means_places_a_codebook_stay_as_drawn() -> None:
+    training = TrainingSet([(mixed(), None)], EXTRACTOR, seed=2)
+    # three steps of 16 an epoch: the second step of the second epoch is step 4
+    for number, drawn in ((0, 0), (1, 1), (2, None)):
+        places = grouped(training, number, 4, 1, 4, False, {0, 4})
+        lengths = training.lengths()
+        for step in range(3):
+            given = places[16 * step : 16 * step + 16]
+            if step == drawn:
+                assert given == list(range(16 * step, 16 * step + 16))
+            else:
+                assert lengths[given].tolist() == sorted(lengths[given].tolist())
+
+
 @pytest.mark.parametrize("count", [48, 45, 3])
 @pytest.mark.parametrize("drop", [False, True])
 @pytest.mark.parametrize("devices", [1, 2])
