@@ -102,7 +102,7 @@ def costs_of(work: str, point: Point, size: str, repeats: int) -> tuple[float, i
 
 def draw(figures: Figures, sweeps: dict[str, list[Point]], path: Path) -> None:
     """Seconds above, memory below, a column a sweep."""
-    figure, axes = plt.subplots(2, len(sweeps), figsize=(9, 5), sharey="row", layout="constrained")
+    figure, axes = plt.subplots(2, len(sweeps), figsize=(9, 5), sharex="col", layout="constrained")
     for column, (axis, sweep) in zip(axes.T, sweeps.items(), strict=True):
         values = [getattr(point, axis) for point in sweep]
         for work, color in WORKS.items():
@@ -110,6 +110,7 @@ def draw(figures: Figures, sweeps: dict[str, list[Point]], path: Path) -> None:
             column[0].plot(values, seconds, "o-", color=color, label=work)
             column[1].plot(values, [peak / GIB for peak in memory], "o-", color=color)
         column[1].set_xlabel(axis)
+        column[1].set_xticks(values[-3:] if axis == "tokens" else values)
         for one in column:
             one.set_ylim(bottom=0)
             one.set_xlim(left=0)

@@ -223,6 +223,10 @@ def print_stage(name: str, arguments: BenchmarkArguments) -> None:
             # the first step of a shape allocates what the others find
             costs[way, shape].flops = processes[weights].submit(flops_of_step, *asked).result()
             costs[way, shape].held = processes[weights].submit(memory_of_step, *asked, batch).result()
+        for (padded, lora), process in processes.items():
+            # the last memory to be measured was another step's: the first that is timed must not fetch its own
+            way, shape = next(step for step in steps if (step[0].padded, step[0].lora) == (padded, lora))
+            process.submit(seconds_of_step, name, way, shape, size, batch).result()
         for _ in range(arguments.repeats):
             for kind, measured in product_rates().items():
                 rates.setdefault(kind, []).append(measured)
@@ -274,7 +278,7 @@ def print_costs(costs: dict[tuple[Way, Shape], Costs], rate: dict[str, float]) -
                     way.name,
                     f"{1 / cost.time:.3f}",
                     f"{speed:.2f}",
-                    f"{alone:.2f}",
+                    f"{alone:.2f}" if alike else "",
                     f"{cost.flops / 1e12:.3f}",
                     f"{share:.0%}",
                     f"{cost.held.peak / GIB:.1f}",
@@ -284,7 +288,16 @@ def print_costs(costs: dict[tuple[Way, Shape], Costs], rate: dict[str, float]) -
             )
         if not way.padded:
             speed, alone, share, memory = (geometric_mean(values) for values in (faster, only, reached, smaller))
-            means = ["", f"**{speed:.2f}**", f"**{alone:.2f}**", "", f"**{share:.0%}**", "", "", f"**{memory:.2f}**"]
+            means = [
+                "",
+                f"**{speed:.2f}**",
+                f"**{alone:.2f}**" if alike else "",
+                "",
+                f"**{share:.0%}**",
+                "",
+                "",
+                f"**{memory:.2f}**",
+            ]
             rows.append(["**geometric mean**", way.name, *means])
     print_table(
         [

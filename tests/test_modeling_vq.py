@@ -486,6 +486,19 @@ def test_dead_codes_are_revived():
     assert quantizer.cluster_size[3] > 0.5
 
 
+def test_dead_codes_are_revived_from_every_micro_batch_of_a_step():
+    """They are grouped by length: from the last one alone, all would come from the longest windows."""
+    model = vq_model(codebook_size=64, dead_code_threshold=0.1).train()
+    quantizer = model.encoder.quantizer
+    quantizer.cluster_size.fill_(1.0)
+    quantizer.cluster_size[16:] = 0.0
+    outputs = [model(**vq_batch(sample)) for sample in SAMPLES[:2]]
+    model.update_codebook()
+    for output in outputs:
+        vectors = F.normalize(model.encoder.to_codebook(output.features), dim=-1).flatten(0, 1)
+        assert torch.cdist(quantizer.codebook, vectors).min() < 1e-3
+
+
 def test_no_code_is_revived_by_default(model):
     model.encoder.quantizer.cluster_size.zero_()
     before = model.encoder.quantizer.codebook.clone()
