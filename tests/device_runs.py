@@ -196,8 +196,8 @@ def _fsdp_bfloat16_step(rank: int, stage: str) -> dict[str, Any]:
     batch.pop("rows")
     read: set[str] = set()
     root = model.get_base_model() if stage == "lora" else model
-    encoder = root.vq.encoder if stage == "vq" else root.model.eeg_encoder
-    encoder.patch_embedding.register_forward_pre_hook(lambda _, inputs: read.add(str(inputs[0].dtype)))
+    reader = root.vq if stage == "vq" else root.model.eeg_encoder
+    reader.register_forward_pre_hook(lambda _, inputs: read.add(str(inputs[0].dtype)))
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(**batch, num_items_in_batch=model.count_loss_items(**batch)).loss
     loss.backward()
