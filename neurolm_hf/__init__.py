@@ -22,10 +22,13 @@ _EXPORTS = {
     "NeuroLMVQConfig": "configuration_neurolm",
     "NeuroLMModel": "modeling_neurolm",
     "NeuroLMForCausalLM": "modeling_neurolm",
+    "NeuroLMForSequenceClassification": "modeling_neurolm",
     "NeuroLMVQModel": "modeling_neurolm",
     "NeuroLMVQForPreTraining": "modeling_neurolm",
+    "NeuroLMVQForSequenceClassification": "modeling_neurolm",
     "EEGFeatureExtractor": "processing_neurolm",
     "NeuroLMProcessor": "processing_neurolm",
+    "EEGQuestionAnsweringPipeline": "pipeline_neurolm",
 }
 
 # auto module of transformers -> (Auto class, config, class), registered when that module has been loaded
@@ -33,8 +36,10 @@ _AUTO_CLASSES: dict[str, list[tuple[str, str, str]]] = {
     "transformers.models.auto.modeling_auto": [
         ("AutoModel", "NeuroLMVQConfig", "NeuroLMVQModel"),
         ("AutoModelForPreTraining", "NeuroLMVQConfig", "NeuroLMVQForPreTraining"),
+        ("AutoModelForSequenceClassification", "NeuroLMVQConfig", "NeuroLMVQForSequenceClassification"),
         ("AutoModel", "NeuroLMConfig", "NeuroLMModel"),
         ("AutoModelForCausalLM", "NeuroLMConfig", "NeuroLMForCausalLM"),
+        ("AutoModelForSequenceClassification", "NeuroLMConfig", "NeuroLMForSequenceClassification"),
     ],
     "transformers.models.auto.feature_extraction_auto": [
         ("AutoFeatureExtractor", "NeuroLMConfig", "EEGFeatureExtractor"),
@@ -43,6 +48,7 @@ _AUTO_CLASSES: dict[str, list[tuple[str, str, str]]] = {
     "transformers.models.auto.processing_auto": [("AutoProcessor", "NeuroLMConfig", "NeuroLMProcessor")],
 }
 _CONFIG_MODULE = "transformers.models.auto.configuration_auto"
+_PIPELINES_MODULE = "transformers.pipelines"
 
 
 def __getattr__(name: str) -> Any:
@@ -61,6 +67,12 @@ def _register(auto_module: ModuleType) -> None:
             config = __getattr__(name)
             auto_module.AutoConfig.register(config.model_type, config, exist_ok=True)
         return
+    if auto_module.__name__ == _PIPELINES_MODULE:
+        registry, name = auto_module.PIPELINE_REGISTRY, "eeg-question-answering"
+        if name not in registry.supported_tasks:
+            models = (auto_module.AutoModelForCausalLM,)
+            registry.register_pipeline(name, __getattr__("EEGQuestionAnsweringPipeline"), pt_model=models)
+        return
     for auto_class, config, name in _AUTO_CLASSES[auto_module.__name__]:
         getattr(auto_module, auto_class).register(__getattr__(config), __getattr__(name), exist_ok=True)
 
@@ -74,7 +86,8 @@ class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
     def __init__(self) -> None:
         self.ours = {f"{__name__}.{module}" for module in _EXPORTS.values()}
         self.loading: set[str] = set()
-        self.loaded = {name for name in (_CONFIG_MODULE, *_AUTO_CLASSES) if name in sys.modules}
+        self.theirs = {_CONFIG_MODULE, _PIPELINES_MODULE, *_AUTO_CLASSES}
+        self.loaded = {name for name in self.theirs if name in sys.modules}
         self.register()
 
     def register(self) -> None:
@@ -86,7 +99,7 @@ class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         ours = fullname in self.ours
-        if not ours and fullname not in _AUTO_CLASSES and fullname != _CONFIG_MODULE:
+        if not ours and fullname not in self.theirs:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

@@ -8,7 +8,7 @@ from scipy.signal import welch
 BANDS_HZ = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "gamma": (30, 45)}
 
 # Strong, for there are more features than subjects; as good as weaker ones on EEGMAT, better on simulated recordings.
-_REGULARISATION = 0.01
+REGULARISATION = 0.01
 
 
 def band_power_features(windows: NDArray[np.floating], sampling_rate: float) -> NDArray[np.float64]:
@@ -68,7 +68,7 @@ def baseline_probabilities(
     if train_windows.shape[1] != test_windows.shape[1]:
         raise ValueError(f"{train_windows.shape[1]} channels to train on, but {test_windows.shape[1]} to test on.")
     train, test = (band_power_features(windows, sampling_rate) for windows in (train_windows, test_windows))
-    return logistic_probabilities(train, train_labels, test, strength=_REGULARISATION)
+    return logistic_probabilities(train, train_labels, test, strength=REGULARISATION)
 
 
 def logistic_probabilities(

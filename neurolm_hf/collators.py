@@ -1,7 +1,8 @@
 """Windows in, batches out: rows (`storage.row_signal` reads their signal) become what the models read.
 
-Tokenizer: patches. Pre-training: the patches' codes as labels. Instruction tuning: prompt and answer. All that is
-random about a row comes from its `draw` (see `training_set`), so that a training that is resumed meets the same rows.
+Tokenizer: patches. Pre-training: the patches' codes as labels. Instruction tuning: prompt and answer. Classification:
+EEG, with a question or without, and labels. All that is random about a row comes from its `draw` (see `training_set`),
+so that a training that is resumed meets the same rows.
 """
 
 import math
@@ -148,6 +149,57 @@ class InstructionCollator:
         return row, task, answer
 
 
+class ClassificationCollator:
+    """Batches for a classifier: EEG, on request with a question behind it, and each row's `label` as `labels`.
+
+    Labels are classes (batch,) int64, values (batch,) float32, or where a row has several numbers, (batch, numbers) of
+    either kind. `rows` of a batch names its windows. Rows with `eeg_features` are as in `PretrainingCollator`.
+
+    Args:
+        processor: of the model. Without a text tokenizer there is EEG alone.
+        with_question: writes the prompt of a row's task behind its EEG, as an instruction-tuned model has read it.
+        task: what is asked about rows that have no task of their own.
+        channel_dropout: as in `InstructionCollator`.
+
+    Raises:
+        ValueError: a question without a text tokenizer; of a batch, a row without label, or without task to ask.
+    """
+
+    def __init__(
+        self,
+        processor: NeuroLMProcessor,
+        with_question: bool = False,
+        task: Task | None = None,
+        channel_dropout: float = 0.0,
+    ):
+        if with_question and processor.tokenizer is None:
+            raise ValueError("A question needs a text tokenizer, which this processor has not: leave it out.")
+        self.processor = processor
+        self.with_question = with_question
+        self.task = task
+        self.channel_dropout = channel_dropout
+        self._eeg_alone = EEGCollator(processor.feature_extractor)
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        if self.channel_dropout:
+            rows = [drop_channels(row, self.channel_dropout, _generator(row)) for row in rows]
+        labels = torch.from_numpy(np.array([_label(row) for row in rows]))
+        labels = labels.float() if labels.is_floating_point() else labels
+        if self.processor.tokenizer is None:
+            return {**self._eeg_alone(rows), "labels": labels}
+        placed = [self.processor.eeg_token + self._prompt(row) for row in rows]
+        names = [row_name(row) for row in rows]
+        return {**_eeg_and_text(self.processor, rows, placed), "labels": labels, "rows": names}
+
+    def _prompt(self, row: Row) -> str:
+        if not self.with_question:
+            return ""
+        task: Task | None = row.get("task") or self.task
+        if task is None:
+            raise ValueError(f"{row_name(row)}: no task whose question could be asked. Give the collator one.")
+        return task.prompt()
+
+
 class RecipeMismatchError(ValueError):
     """A row was prepared by another recipe than the model's."""
 
@@ -223,6 +275,14 @@ def _check_recipe(feature_extractor: EEGFeatureExtractor, row: Row) -> None:
             f"{row_name(row)}: prepared by recipe {row['recipe_id']}, but this feature extractor's is "
             f"{feature_extractor.recipe_id}: prepare the recordings again, or load the extractor of that recipe."
         )
+
+
+def _label(row: Row) -> Any:
+    """What a row is to be classified as; preparation marks a row without an answer by -1."""
+    label: Any = row.get("label")
+    if label is None or (isinstance(label, int | np.integer) and label == -1):
+        raise ValueError(f"{row_name(row)} has no label: only rows with an answer can be classified.")
+    return label
 
 
 def _generator(row: Row, *stream: int) -> np.random.Generator:

@@ -13,11 +13,21 @@ VQ_AUTO_MAP = {
     "AutoConfig": "configuration_neurolm.NeuroLMVQConfig",
     "AutoModel": "modeling_neurolm.NeuroLMVQModel",
     "AutoModelForPreTraining": "modeling_neurolm.NeuroLMVQForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_neurolm.NeuroLMVQForSequenceClassification",
 }
 AUTO_MAP = {
     "AutoConfig": "configuration_neurolm.NeuroLMConfig",
     "AutoModel": "modeling_neurolm.NeuroLMModel",
     "AutoModelForCausalLM": "modeling_neurolm.NeuroLMForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_neurolm.NeuroLMForSequenceClassification",
+}
+
+# what `transformers.pipeline` finds in a saved folder
+CUSTOM_PIPELINES = {
+    "eeg-question-answering": {
+        "impl": "pipeline_neurolm.EEGQuestionAnsweringPipeline",
+        "pt": ["AutoModelForCausalLM"],
+    }
 }
 
 # GPT-2 as NeuroLM uses it: exact GELU, no dropout, room for special tokens, output rows of their own.
@@ -79,6 +89,8 @@ class NeuroLMVQConfig(PreTrainedConfig):
 
     model_type = "neurolm_vq"
     base_config_key = "eeg_config"
+    # not predictions: what `Trainer.evaluate` with `compute_metrics` must leave out
+    keys_to_ignore_at_inference = ["features", "sample_losses"]
 
     patch_size: int = 200
     conv_channels: int = 16
@@ -170,7 +182,7 @@ class NeuroLMVQConfig(PreTrainedConfig):
 
 @strict
 class NeuroLMConfig(PreTrainedConfig):
-    r"""Configuration of [`NeuroLMModel`] and [`NeuroLMForCausalLM`].
+    r"""Configuration of [`NeuroLMModel`], [`NeuroLMForCausalLM`] and [`NeuroLMForSequenceClassification`].
 
     Args:
         eeg_config (`NeuroLMVQConfig` or `dict`, *optional*): the neural tokenizer whose encoder feeds the model.
@@ -180,6 +192,9 @@ class NeuroLMConfig(PreTrainedConfig):
         freeze_eeg_encoder (`bool`): keep the encoder frozen and in evaluation mode, as the paper does.
         channel_initializer_range (`float`): standard deviation of the language model's channel embedding at
             initialisation.
+        classifier_pooling (`str`): what the head of [`NeuroLMForSequenceClassification`] reads: `"last_token"`, the
+            language model's last hidden state at the last real token; `"mean"`, their mean over all real tokens;
+            `"encoder_mean"`, the mean of the EEG encoder's features over all real patches, without the language model.
         stage (`str`, *optional*): what the weights have been through: `"tokenizer"` (the tokenizer is trained, the
             language model has never seen EEG), `"pretrained"` (multi-channel autoregression), `"instruction-tuned"`;
             `None` for random weights.
@@ -201,6 +216,8 @@ class NeuroLMConfig(PreTrainedConfig):
         "target_kinds",
         "target_hits",
         "eeg_codes",
+        "features",
+        "sample_losses",
     ]
     sub_configs_defaults = {
         "eeg_config": SubConfigSpec(config_class=NeuroLMVQConfig),
@@ -212,6 +229,7 @@ class NeuroLMConfig(PreTrainedConfig):
     eeg_token_id: int = 50258
     freeze_eeg_encoder: bool = True
     channel_initializer_range: float | int = 1.0
+    classifier_pooling: Literal["last_token", "mean", "encoder_mean"] = "last_token"
     stage: Literal["tokenizer", "pretrained", "instruction-tuned"] | None = None
     tasks: list[dict[str, Any]] | None = None
     provenance: dict[str, Any] | None = None
@@ -223,7 +241,15 @@ class NeuroLMConfig(PreTrainedConfig):
         if self.tasks is None:
             self.tasks = []
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        kwargs.setdefault("custom_pipelines", {name: dict(how) for name, how in CUSTOM_PIPELINES.items()})
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        output: dict[str, Any] = super().to_dict()
+        # `transformers.pipeline` puts classes in place of the names that it reads in a config
+        for how in output.get("custom_pipelines", {}).values():
+            how["pt"] = [name if isinstance(name, str) else name.__name__ for name in how["pt"]]
+        return output
 
     @classmethod
     def from_preset(cls, size: str, **kwargs: Any) -> "NeuroLMConfig":

@@ -131,6 +131,12 @@ def read_description(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]
     return contents[0], contents[1]
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; bars and line breaks within its cells do no harm."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
 def _header(preparation: Mapping[str, Any], summary: Mapping[str, Any], licence: str | None) -> str:
     """The YAML that the Hub and `load_dataset` read. A JSON string is a YAML string."""
     lines = ["---", f"pretty_name: {json.dumps(preparation['task'] + ' prepared for NeuroLM')}"]
@@ -165,7 +171,7 @@ def _contents(folder: Path, task: Mapping[str, Any], summary: Mapping[str, Any])
         ]
         for split, count in summary["windows"].items()
     ]
-    return f"## Contents\n\n{_table(head, rows)}\nFingerprint of the shards: `{summary['fingerprint']}`\n"
+    return f"## Contents\n\n{markdown_table(head, rows)}\nFingerprint of the shards: `{summary['fingerprint']}`\n"
 
 
 def _count_labels(shards: Path) -> Counter[int]:
@@ -238,11 +244,13 @@ def _losses(summary: Mapping[str, Any]) -> str:
             left_out[part["reason"]] += part["windows"]
     parts = []
     if left_out:
-        parts.append(_table(["windows", "left out because"], [[f"{n:,}", why] for why, n in sorted(left_out.items())]))
+        parts.append(
+            markdown_table(["windows", "left out because"], [[f"{n:,}", why] for why, n in sorted(left_out.items())])
+        )
     if failed := [[file["recording"], file["error"]] for file in summary["files"] if file["error"] is not None]:
         more = f"\n{len(failed) - _LISTED:,} more: see `summary.json`.\n" if len(failed) > _LISTED else ""
         count = f"{len(failed):,} of {len(summary['files']):,} recordings could not be used.\n\n"
-        parts.append(count + _table(["recording", "reason"], failed[:_LISTED]) + more)
+        parts.append(count + markdown_table(["recording", "reason"], failed[:_LISTED]) + more)
     return "## Left out\n\n" + "\n".join(parts) if parts else ""
 
 
@@ -251,11 +259,6 @@ def _source(task: str, licence: str | None) -> str:
     if licence is not None:
         return f"Licence of the recordings: {licence}." + (f" {known}" if known else "")
     return known or "The licence of the recordings is not known to the tool that wrote this card: see the source."
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
 
 
 def _cell(text: str) -> str:

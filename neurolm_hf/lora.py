@@ -9,16 +9,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .modeling_neurolm import NeuroLMForCausalLM
+from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMForSequenceClassification
 
 
 # As PEFT matches them: a pattern from the start, names of whole modules by their end.
 LANGUAGE_MODEL = "model.language_model"
 EEG_MODULES = ("model.eeg_projector", "model.channel_embedding")
+# Both kinds of model that an adapter may be for.
+Adaptable = NeuroLMForCausalLM | NeuroLMForSequenceClassification
 
 
 def lora_config(
-    model: NeuroLMForCausalLM,
+    model: Adaptable,
     rank: int = 16,
     alpha: int | None = None,
     dropout: float = 0.0,
@@ -27,6 +29,8 @@ def lora_config(
     new_tokens: Sequence[int] = (),
 ) -> LoraConfig:
     """What PEFT needs to adapt the language model. The frozen EEG encoder is never adapted.
+
+    A classifier's head is trained along, in full.
 
     Args:
         model: the model that the adapter is for.
@@ -45,12 +49,13 @@ def lora_config(
         raise ValueError(f"The rank of LoRA is 1 or more, not {rank}.")
     layers = _linear_layers(model)
     names = sorted({name.rpartition(".")[2] for name in layers})
+    heads = [] if isinstance(model, NeuroLMForSequenceClassification) else ["lm_head"]
     chosen = list(targets) if targets else names
     reached = {target: [layer for name, layer in layers.items() if _ends_with(name, target)] for target in chosen}
     for target, found in reached.items():
-        if not found and target != "lm_head":
+        if not found and target not in heads:
             raise ValueError(
-                f"{target!r} is no linear layer of the language model; its layers are {', '.join(names)}, lm_head."
+                f"{target!r} is no linear layer of the language model; its layers are {', '.join([*names, *heads])}."
             )
     inside = "|".join(re.escape(target) for target, found in reached.items() if found)
     patterns = [rf"{re.escape(LANGUAGE_MODEL)}\.(.*\.)?({inside})"] if inside else []
@@ -58,7 +63,8 @@ def lora_config(
     trained_whole = [name for name in EEG_MODULES if any(True for _ in model.get_submodule(name).parameters())]
     embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        # under SEQ_CLS PEFT trains `score` by itself
+        task_type="CAUSAL_LM" if heads else "SEQ_CLS",
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=dropout,
@@ -69,7 +75,7 @@ def lora_config(
     )
 
 
-def add_adapter(model: NeuroLMForCausalLM, base: str | Path, config: LoraConfig) -> PeftModel:
+def add_adapter(model: Adaptable, base: str | Path, config: LoraConfig) -> PeftModel:
     """The model with a new adapter, all else frozen.
 
     Args:
@@ -82,7 +88,7 @@ def add_adapter(model: NeuroLMForCausalLM, base: str | Path, config: LoraConfig)
     return adapted
 
 
-def _linear_layers(model: NeuroLMForCausalLM) -> dict[str, nn.Module]:
+def _linear_layers(model: Adaptable) -> dict[str, nn.Module]:
     """The linear layers of the decoder by their name in it; GPT-2's are a class of their own."""
     decoder = model.get_submodule(LANGUAGE_MODEL)
     return {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D)}

@@ -196,6 +196,30 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
     eeg_codes: torch.Tensor | None = None
 
 
+@dataclass
+class NeuroLMSequenceClassifierOutput(ModelOutput):
+    r"""What [`NeuroLMForSequenceClassification.forward`] and [`NeuroLMVQForSequenceClassification.forward`] return.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): mean of `sample_losses` over the labelled samples of the batch; with
+            `num_items_in_batch`, this batch's share of the mean over the step. With `labels`.
+        logits (`torch.FloatTensor` of shape `(batch, num_labels)`): before softmax or sigmoid; of a regression, the
+            predicted values.
+        features (`torch.FloatTensor` of shape `(batch, width)`): what the head has read.
+        sample_losses (`torch.FloatTensor` of shape `(batch,)`): loss of each sample, float32; 0 where its label is
+            -100. With `labels`.
+        hidden_states, attentions: when asked for; of the language model, or of the neural tokenizer's encoder where
+            that stands alone. `None` with `classifier_pooling="encoder_mean"`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    sample_losses: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
 class NeuroLMEEGEmbedding(nn.Embedding):
     """Rows for channels or seconds, drawn with a standard deviation of their own."""
 
@@ -836,6 +860,100 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
             text_logits = self.alignment_classifier(self.text_embedding(text_input_ids))
             losses["text_alignment_loss"] = _classification_loss(text_logits, 1, text_attention_mask) / counts[2]
         return NeuroLMVQOutput(**{**outputs, **losses, "loss": outputs.loss + sum(losses.values())})
+
+
+class _Classifier:
+    """What the two classifiers share: a linear head `score` on one vector a sample, and its loss.
+
+    `config.problem_type` says what the labels are, as everywhere in transformers. `None`: what the first labels look
+    like, values where `num_labels` is 1, else classes where they are integers, and several labels a sample otherwise.
+    """
+
+    config: Any
+    score: nn.Module
+    training: bool
+
+    def count_loss_items(self, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """(1,), float32: samples of this batch that enter the loss, its denominator; arguments of [`forward`]."""
+        if self._problem_type(labels) != "single_label_classification":
+            return torch.tensor([len(labels)], device=labels.device).float()
+        return (labels != IGNORE_INDEX).sum().float().view(1)
+
+    def _classify(
+        self, features: torch.Tensor, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | None
+    ) -> dict[str, Any]:
+        """Features (batch, width), their logits and, with labels, the losses."""
+        logits = self.score(features)
+        if labels is None:
+            return {"logits": logits, "features": features}
+        losses = _label_losses(logits.float(), labels.to(logits.device), self._problem_type(labels))
+        counts = _denominators(self.count_loss_items(labels).to(logits.device), num_items_in_batch, self.training)
+        loss = losses.sum() / counts[0]
+        return {"loss": loss, "logits": logits, "features": features, "sample_losses": losses.detach()}
+
+    def _problem_type(self, labels: torch.Tensor) -> str:
+        if self.config.problem_type is None:
+            many = "multi_label" if labels.is_floating_point() else "single_label"
+            self.config.problem_type = "regression" if self.config.num_labels == 1 else f"{many}_classification"
+        return self.config.problem_type
+
+
+class NeuroLMVQForSequenceClassification(_Classifier, NeuroLMVQPreTrainedModel):
+    """The neural tokenizer's encoder with a head that reads the mean of its features over the real patches.
+
+    The codebook takes no part, and stays as it is.
+    """
+
+    # the rest of a neural tokenizer and its adversary; any other key that has no place here is reported
+    _keys_to_ignore_on_load_unexpected = [
+        r"(frequency|raw)_decoder\.",
+        r"^alignment_classifier\.",
+        r"^text_embedding\.",
+    ]
+
+    def __init__(self, config: NeuroLMVQConfig):
+        super().__init__(config)
+        self.encoder = NeuroLMEEGEncoder(config)
+        self.score = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+        self.post_init()
+        self._freeze_codebook()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; what leads to the codebook is frozen again, which loading undoes."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._freeze_codebook()
+        return loaded
+
+    def _freeze_codebook(self) -> None:
+        if self.config.has_codebook:
+            # nothing of it is read: no gradient can reach it
+            self.encoder.to_codebook.requires_grad_(False)
+
+    @capture_outputs
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> NeuroLMSequenceClassifierOutput:
+        """Classifies windows of EEG, or predicts values.
+
+        Args:
+            input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask: as in [`NeuroLMVQModel.encode`].
+            labels: as in [`NeuroLMForSequenceClassification.forward`].
+            num_items_in_batch: (1,), [`count_loss_items`] summed over all batches of a step: the loss is then this
+                batch's share of the step's. `None`: mean over this batch.
+        """
+        mask = _check_patches(self.config, input_values, eeg_channel_ids, eeg_time_ids, None, eeg_attention_mask)
+        features = self.encoder(input_values, eeg_channel_ids, eeg_time_ids, mask)
+        pooled = mean_over(features, _real_patches(features, mask))
+        return NeuroLMSequenceClassifierOutput(**self._classify(pooled, labels, num_items_in_batch))
 
 
 class NeuroLMPreTrainedModel(PreTrainedModel):
@@ -1652,6 +1770,17 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         ]
         return torch.stack(scores, dim=1)
 
+    def as_pipeline(self, processor: Any, **options: Any) -> Any:
+        """This model as `pipeline("eeg-question-answering")`, which transformers makes of a folder or a Hub id alone.
+
+        Args:
+            processor: the model's.
+            options: as of `transformers.pipeline`: `batch_size`, `device`, what every call asks but `task`.
+        """
+        from .pipeline_neurolm import EEGQuestionAnsweringPipeline
+
+        return EEGQuestionAnsweringPipeline(self, processor=processor, task="eeg-question-answering", **options)
+
     def warn_if_untuned(self) -> None:
         """Says that answers have no meaning where the checkpoint was never instruction-tuned.
 
@@ -1745,6 +1874,128 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         )
 
 
+class NeuroLMForSequenceClassification(_Classifier, NeuroLMPreTrainedModel):
+    """NeuroLM with a head on one vector a row: classes, several labels or values, for EEG with or without text.
+
+    `config.classifier_pooling` says what the head reads. Under `"encoder_mean"` the language model does not run, so
+    text changes nothing, and its weights are frozen.
+    """
+
+    # the heads of a NeuroLMForCausalLM; any other key that has no place here is reported
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^code_head\."]
+
+    def __init__(self, config: NeuroLMConfig):
+        super().__init__(config)
+        self.model = NeuroLMModel(config)
+        of_encoder = config.classifier_pooling == "encoder_mean"
+        width = _eeg_config(config).hidden_size if of_encoder else config.get_text_config().hidden_size
+        self.score = nn.Linear(width, cast(int, config.num_labels))
+        self.post_init()
+        self.freeze_eeg_encoder()
+
+    def freeze_eeg_encoder(self) -> None:
+        """Applies `config.freeze_eeg_encoder` to the encoder; freezes what `config.classifier_pooling` leaves out."""
+        super().freeze_eeg_encoder()
+        if self.config.classifier_pooling == "encoder_mean":
+            for unread in (self.model.eeg_projector, self.model.channel_embedding, self.model.language_model):
+                unread.requires_grad_(False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        eeg_channel_ids: torch.Tensor | None = None,
+        eeg_time_ids: torch.Tensor | None = None,
+        eeg_segment_ids: torch.Tensor | None = None,
+        eeg_attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        eeg_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> NeuroLMSequenceClassifierOutput:
+        """Classifies rows of EEG and text, or predicts values.
+
+        Args:
+            input_ids: as in [`NeuroLMModel.forward`]; may be left out where there is EEG alone.
+            attention_mask: (batch, tokens), 1 where a token is real; padding may be left or right.
+            labels: classes (batch,), integers from 0 to `num_labels` - 1, -100 is ignored; several labels a sample
+                (batch, num_labels), 0 or 1; or values of a regression (batch, num_labels), (batch,) for one each.
+            num_items_in_batch: (1,), [`count_loss_items`] summed over all batches of a step: the loss is then this
+                batch's share of the step's. `None`: mean over this batch.
+
+        All other arguments are those of [`NeuroLMModel.forward`].
+
+        Raises:
+            ValueError: what [`NeuroLMModel.forward`] refuses, labels that do not fit `num_labels`, or a row without
+                EEG under `"encoder_mean"`.
+        """
+        pooling = self.config.classifier_pooling
+        if pooling == "encoder_mean":
+            ids = (eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
+            features = self._encoder_mean(input_values, eeg_features, *ids)
+            return NeuroLMSequenceClassifierOutput(**self._classify(features, labels, num_items_in_batch))
+        if input_ids is None and inputs_embeds is None and eeg_time_ids is not None:
+            input_ids, attention_mask = self._placeholders(eeg_time_ids, eeg_attention_mask), eeg_attention_mask
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError("A classifier needs `attention_mask` as (batch, tokens), to find the last real token.")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        if tokens is None:
+            raise ValueError("There is nothing to classify: give EEG, `input_ids` or `inputs_embeds`.")
+        real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        wanted = pooled_tokens(real, pooling)
+        # names of the samples, which collators give: a plain Trainer hands them on
+        kwargs.pop("rows", None)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            mm_token_type_ids=mm_token_type_ids,
+            input_values=input_values,
+            eeg_channel_ids=eeg_channel_ids,
+            eeg_time_ids=eeg_time_ids,
+            eeg_segment_ids=eeg_segment_ids,
+            eeg_attention_mask=eeg_attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            eeg_features=eeg_features,
+            wanted_tokens=wanted,
+            **{**kwargs, "use_cache": False, "return_dict": True},
+        )
+        return NeuroLMSequenceClassifierOutput(
+            **self._classify(mean_over(outputs.last_hidden_state, wanted), labels, num_items_in_batch),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _encoder_mean(
+        self,
+        input_values: torch.Tensor | None,
+        eeg_features: torch.Tensor | None,
+        *ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(batch, eeg_config.hidden_size): mean of the encoder's features over each row's real patches."""
+        if (input_values is None and eeg_features is None) or ids[0] is None or ids[1] is None:
+            raise ValueError(
+                "`classifier_pooling='encoder_mean'` reads EEG alone: give `input_values`, `eeg_channel_ids` and "
+                "`eeg_time_ids`, (batch, patches)."
+            )
+        encoding = self.model._encoding(input_values, eeg_features, None, False, *ids)
+        features = cast(torch.Tensor, encoding.features).to(self.model.channel_embedding.weight.dtype)
+        return mean_over(features, _real_patches(features, ids[3]))
+
+    def _placeholders(self, eeg_time_ids: torch.Tensor, eeg_attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """(batch, patches): `input_ids` of EEG alone; at padding stands another token, which is never seen."""
+        token = self.config.eeg_token_id
+        placeholders = torch.full_like(eeg_time_ids, token)
+        if eeg_attention_mask is None:
+            return placeholders
+        return placeholders.masked_fill(eeg_attention_mask == 0, int(token == 0))
+
+
 # --- EEG helpers -----------------------------------------------------------------------------------------------------
 
 
@@ -1808,6 +2059,25 @@ def codebook_statistics(codes: torch.Tensor, codebook_size: int) -> tuple[torch.
     shares = counts / counts.sum().clamp(min=1)
     entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
     return (counts > 0).float().mean(), entropy.exp()
+
+
+def pooled_tokens(real: torch.Tensor, pooling: str) -> torch.Tensor:
+    """(batch, tokens), True at the tokens that a classifier reads.
+
+    Args:
+        real: (batch, tokens), True where a token is not padding.
+        pooling: `"last_token"`, the last real one, or `"mean"`, all real ones.
+    """
+    if pooling == "mean":
+        return real
+    last = (real * torch.arange(real.shape[1], device=real.device)).argmax(1, keepdim=True)
+    return torch.zeros_like(real).scatter(1, last, True)
+
+
+def mean_over(values: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """(batch, width): mean of (batch, places, width) over the places that (batch, places) holds, taken in float32."""
+    kept = values.float().masked_fill(~wanted[..., None], 0.0)
+    return (kept.sum(1) / wanted.sum(1, keepdim=True).clamp(min=1)).to(values.dtype)
 
 
 def block_ids(
@@ -2022,6 +2292,45 @@ def _denominators(items: torch.Tensor, num_items_in_batch: torch.Tensor | None, 
         counts = counts / dist.get_world_size()
     # one where there are none: the sum is zero
     return torch.where(counts > 0, counts, 1.0)
+
+
+def _label_losses(logits: torch.Tensor, labels: torch.Tensor, problem_type: str) -> torch.Tensor:
+    """(batch,): loss of each sample from logits (batch, num_labels), float32.
+
+    Raises:
+        ValueError: labels of another shape, or a class that there is not.
+    """
+    rows, width = logits.shape
+    of_classes = problem_type == "single_label_classification"
+    if labels.numel() != (rows if of_classes else rows * width):
+        expected = f"({rows},)" if of_classes else f"({rows}, {width})"
+        raise ValueError(f"`labels` for {problem_type} must have the shape {expected}, got {tuple(labels.shape)}.")
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels.view_as(logits).float(), reduction="none").mean(1)
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.view_as(logits).float(), reduction="none").mean(1)
+    labels = labels.view(-1)
+    if labels.is_floating_point():
+        raise ValueError(f"`labels` for {problem_type} must be integers, got {labels.dtype}.")
+    wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= width))
+    if not torch.compiler.is_compiling() and bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"The label of sample {row} is {int(labels[row])}, but the head has {width} classes, 0 to {width - 1}: "
+            "load the model with the task's `num_labels`."
+        )
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _real_patches(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(batch, patches), True where a patch is real; a ValueError for a row that has none."""
+    if mask is None:
+        return torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+    real = mask.bool()
+    if not torch.compiler.is_compiling() and not bool(real.any(1).all()):
+        row = int((~real.any(1)).nonzero()[0])
+        raise ValueError(f"Sample {row} has no EEG, of whose features a mean could be taken.")
+    return real
 
 
 def _next_tokens(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -2290,14 +2599,18 @@ def _is_distributed() -> bool:
 
 NeuroLMVQModel.register_for_auto_class("AutoModel")
 NeuroLMVQForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+NeuroLMVQForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 NeuroLMModel.register_for_auto_class("AutoModel")
 NeuroLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+NeuroLMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 __all__ = [
     "NeuroLMForCausalLM",
+    "NeuroLMForSequenceClassification",
     "NeuroLMModel",
     "NeuroLMPreTrainedModel",
     "NeuroLMVQForPreTraining",
+    "NeuroLMVQForSequenceClassification",
     "NeuroLMVQModel",
     "NeuroLMVQPreTrainedModel",
 ]

@@ -493,7 +493,7 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         if prepared_by is not None:
             self._check_prepared(recordings, sampling_rate, unit, prepared_by)
             sampling_rate, unit = self.sampling_rate, "uV"
-        elif self.do_filter and any(_is_epochs(one) for one in recordings):
+        elif self.do_filter and any(is_epochs(one) for one in recordings):
             _warn(
                 "filtering short epochs distorts them (a 0.1 Hz high-pass is longer than most): filter the Raw with "
                 "this feature extractor's recipe before cutting epochs, or pass the Raw."
@@ -515,6 +515,19 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: shorter than a second, more channels than `max_tokens`, or a window beyond the token budget.
         """
+        return [self.segment_at(prepared, start, stop, recording) for start, stop in self.window_spans(prepared)]
+
+    def segment_at(self, prepared: PreparedEEG, start: int, stop: int, recording: int = 0) -> EEGSegment:
+        """The patches of samples `start` to `stop` of a prepared recording."""
+        signal = prepared.read(start, stop)
+        return self.to_segment(signal, prepared.channel_ids, recording, start / self.sampling_rate)
+
+    def window_spans(self, prepared: PreparedEEG) -> list[tuple[int, int]]:
+        """First and last sample (excluded) of each window; the report says how much of the recording they cover.
+
+        Raises:
+            ValueError: as `cut`.
+        """
         source, n_samples = prepared.report.source, prepared.n_samples
         length = self.window_length(len(prepared.ch_names), source) * self.patch_size
         if n_samples < self.patch_size:
@@ -525,12 +538,7 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         covered = starts[-1] + length - max(0, stride - length) * (len(starts) - 1)
         prepared.report.seconds_used = covered / self.sampling_rate
         prepared.report.seconds_left_over = (n_samples - covered) / self.sampling_rate
-        return [
-            self.to_segment(
-                prepared.read(start, start + length), prepared.channel_ids, recording, start / self.sampling_rate
-            )
-            for start in starts
-        ]
+        return [(start, start + length) for start in starts]
 
     def window_length(self, n_channels: int, source: str = "recording") -> int:
         """Whole seconds of a window of `n_channels` channels, by `window_seconds` and the token budget."""
@@ -724,7 +732,8 @@ def _is_array(item: Any) -> bool:
     return isinstance(item, (np.ndarray, torch.Tensor))
 
 
-def _is_epochs(item: Any) -> bool:
+def is_epochs(item: Any) -> bool:
+    """Whether it is `mne.Epochs`, each of which is a recording of its own."""
     return mne is not None and isinstance(item, mne.BaseEpochs)
 
 
@@ -1192,6 +1201,42 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 """
 
+
+def is_lettered(answers: Sequence[str]) -> bool:
+    """Whether answers are the letters of options given in the question, such as `(A)`."""
+    return bool(answers) and answers[0].startswith("(")
+
+
+def write_prompt(question: str, answers: Sequence[str]) -> str:
+    """What the model reads after the EEG and before it answers, as it was tuned on it."""
+    return f"{SEP_TOKEN}{question} Answer:" + (" (" if is_lettered(answers) else "")
+
+
+def write_completion(answer: str, end_of_text: str) -> str:
+    """What the model writes after a prompt to give this answer, up to the text tokenizer's end of text."""
+    return (answer.removeprefix("(") if is_lettered([answer]) else f" {answer}") + f" {end_of_text}"
+
+
+def continuation_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on from another, and so has no beginning or end of its own.
+
+    A prompt and an answer are tokenized apart. Together, a tokenizer may join the end of the one and the start of the
+    other, and neither a training nor a comparison of answers would know where the answer begins.
+
+    Raises:
+        ValueError: a tokenizer without an end of text, or that ends every text by itself.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The text tokenizer has no end of text (`eos_token`), with which every answer ends.")
+    if tokenizer(EEG_TOKEN)["input_ids"][-1] == tokenizer.eos_token_id:
+        raise ValueError(
+            "The text tokenizer ends every text by itself, a prompt too, after which nothing can follow: load it "
+            "with add_eos_token=False."
+        )
+    # behind a special token, for some tokenizers put a space before what begins a text
+    return tokenizer(EEG_TOKEN + text, add_special_tokens=False)["input_ids"][1:]
+
+
 _TEXT_OPTIONS = {
     "add_special_tokens",
     "padding",
@@ -1321,6 +1366,27 @@ class NeuroLMProcessor(ProcessorMixin):
         tensors = EEGBatch(arrays, return_tensors)
         return EEGBatch({**tensors, **batch}, None, batch.reports, batch.windows)
 
+    def interleave(self, rows: Sequence[tuple[Sequence[int], Sequence[EEGSegment]]]) -> EEGBatch:
+        """Rows of token ids, each with the segments that its placeholders stand for in turn, as one padded batch.
+
+        Args:
+            rows: (ids, segments); one `<|eeg|>` among the ids for each segment, which is expanded to its patches.
+
+        Returns:
+            [`EEGBatch`] of tensors: `input_ids`, `attention_mask`, `mm_token_type_ids` and the EEG, as `__call__`.
+
+        Raises:
+            ValueError: a row with another number of placeholders than of segments.
+        """
+        for row, (ids, segments) in enumerate(rows):
+            if (count := list(ids).count(self.eeg_token_id)) != len(segments):
+                raise ValueError(f"row {row}: {count} placeholder(s) for {len(segments)} segment(s) of EEG.")
+        batch = self.feature_extractor.collate([list(segments) for _, segments in rows], [], "pt")
+        expanded = [self._expand(list(ids), list(segments)) for ids, segments in rows]
+        options = {"padding": True, "return_tensors": "pt"}
+        arrays = self._padded([ids for ids, _ in expanded], [blocks for _, blocks in expanded], options)
+        return EEGBatch({**EEGBatch(arrays, "pt"), **batch}, None, batch.reports, batch.windows)
+
     def tokenize_eeg(
         self,
         eeg: Any,
@@ -1442,6 +1508,10 @@ class NeuroLMProcessor(ProcessorMixin):
             start, stop = self._kept_by_truncation(row, row_ids, options)
             ids.append(row_ids[start:stop])
             blocks.append(row_blocks[start:stop])
+        return self._padded(ids, blocks, options)
+
+    def _padded(self, ids: list[list[int]], blocks: list[list[int]], options: dict[str, Any]) -> dict[str, Any]:
+        tokenizer = self._require_tokenizer()
         width = self._padded_width([len(row_ids) for row_ids in ids], options)
         side = options.get("padding_side") or tokenizer.padding_side
         columns = (

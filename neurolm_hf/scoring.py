@@ -1,5 +1,6 @@
 """Answers as probabilities: how likely the model finds each allowed answer of a task, and nothing to parse."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional
 from transformers.utils.logging import tqdm
 
+from .collators import checked_signal
 from .modeling_neurolm import NeuroLMForCausalLM
 from .processing_neurolm import NeuroLMProcessor
 from .prompts import completion_ids
+from .storage import Row
 from .tasks import Task
 
 
@@ -69,6 +72,45 @@ def answer_log_likelihoods(
         rows = {name: tensor[start : start + batch_size].to(model.device) for name, tensor in inputs.items()}
         scores.append(model.score_answers(completions, **rows))
     return torch.cat(scores)
+
+
+def score_rows(
+    model: NeuroLMForCausalLM, processor: NeuroLMProcessor, rows: Sequence[Row], task: Task, batch_size: int
+) -> Iterator[tuple[Row, torch.Tensor]]:
+    """Prepared windows in turn, each with the log-likelihoods (answers,) that `answer_log_likelihoods` finds.
+
+    Args:
+        model: in evaluation mode, with or without an adapter around it.
+        rows: what `storage.load_prepared` returns, or a list; each is read once.
+        batch_size: windows read at a time.
+
+    Raises:
+        ValueError: what `checked_signal` refuses.
+    """
+    extractor = processor.feature_extractor
+    for start in range(0, len(rows), batch_size):
+        part = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
+        scores = answer_log_likelihoods(
+            model,
+            processor,
+            [[checked_signal(extractor, row)] for row in part],
+            task,
+            batch_size,
+            ch_names=[[list(row["channels"])] for row in part],
+            prepared_by=extractor.recipe_id,
+        )
+        yield from zip(part, scores, strict=True)
+
+
+def true_class(task: Task, row: Row) -> int:
+    """The class of a prepared window's answer.
+
+    Raises:
+        ValueError: the answer is not one of the task's.
+    """
+    if row["answer"] not in task.answers:
+        raise ValueError(f"{row['answer']!r} is no answer of task {task.name}: {', '.join(task.classes)}.")
+    return task.answers[row["answer"]]
 
 
 def calibrate(probabilities: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What the three stages share: prepared folders in, a trained model and where it comes from out."""
+"""What all trainings share: prepared folders in, a trained model and where it comes from out."""
 
 import json
 import math
@@ -52,8 +52,8 @@ NOT_SETTINGS = ("train_data", "text_data", "skip_bad_rows", "skip_bad_batches", 
 
 
 @dataclass
-class StageOptions:
-    """Options that every stage has."""
+class DataOptions:
+    """Options that every training on prepared sets has."""
 
     train_data: list[str] = field(
         metadata={"metavar": "FOLDER", "help": "Prepared sets (scripts/prepare_data.py): one, or several to mix."}
@@ -61,13 +61,6 @@ class StageOptions:
     weights: list[float] | None = field(
         default=None,
         metadata={"metavar": "WEIGHT", "help": "Share of each set in an epoch; without, every window comes once."},
-    )
-    text_data: str | None = field(
-        default=None, metadata={"metavar": "FOLDER", "help": "Prepared text (scripts/prepare_text.py) to mix in."}
-    )
-    text_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Blocks of text in an optimiser step, over all devices; without, a quarter of its windows."},
     )
     skip_bad_rows: bool = field(
         default=False,
@@ -79,6 +72,19 @@ class StageOptions:
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "Stop after so many evaluations without a better one; needs --load-best-model-at-end."},
+    )
+
+
+@dataclass
+class StageOptions(DataOptions):
+    """Options of a stage, which may have text mixed in."""
+
+    text_data: str | None = field(
+        default=None, metadata={"metavar": "FOLDER", "help": "Prepared text (scripts/prepare_text.py) to mix in."}
+    )
+    text_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Blocks of text in an optimiser step, over all devices; without, a quarter of its windows."},
     )
 
     def __post_init__(self) -> None:
@@ -147,7 +153,7 @@ class StageData:
         return max(int(signal_lengths(rows).max()) for rows, _ in self.train) // self.feature_extractor.patch_size
 
 
-def open_sets(options: StageOptions, args: TrainingArguments, with_tasks: bool) -> StageData:
+def open_sets(options: DataOptions, args: TrainingArguments, with_tasks: bool) -> StageData:
     """Opens prepared sets for a stage.
 
     With `skip_bad_rows` the validation rows are read once, and those that cannot be used are left out: a validation
@@ -173,7 +179,7 @@ def open_sets(options: StageOptions, args: TrainingArguments, with_tasks: bool) 
         task = prepared_task(folder) if with_tasks else None
         if task is not None and task.question is None:
             raise ValueError(
-                f"{folder} is prepared for {task.name}, which asks nothing: instruction tuning needs a task with a "
+                f"{folder} is prepared for {task.name}, which asks nothing: this training needs a task with a "
                 "question and answers, such as Workload (see scripts/prepare_data.py --help)."
             )
         extractors[folder] = EEGFeatureExtractor(**preparation["recipe"], **preparation.get("window_lengths", {}))
@@ -191,7 +197,7 @@ def open_sets(options: StageOptions, args: TrainingArguments, with_tasks: bool) 
     for folder, other in extractors.items():
         if other.recipe_id != extractor.recipe_id:
             raise ValueError(
-                f"{folder} and {first} were prepared by different recipes: {_differing(other, extractor)}."
+                f"{folder} and {first} were prepared by different recipes: {recipe_differences(other, extractor)}."
             )
     if args.eval_strategy != IntervalStrategy.NO and not validation:
         raise ValueError(
@@ -211,8 +217,15 @@ def check_recipe(data: StageData, extractor: EEGFeatureExtractor, source: str) -
         folder = data.description[0]["folder"]
         raise ValueError(
             f"{folder} was prepared by another recipe than that of {source}: "
-            f"{_differing(data.feature_extractor, extractor)}. Prepare the recordings again."
+            f"{recipe_differences(data.feature_extractor, extractor)}. Prepare the recordings again."
         )
+
+
+def recipe_differences(one: EEGFeatureExtractor, other: EEGFeatureExtractor) -> str:
+    """In what two recipes differ; the mains frequency is no difference, but whether it is taken out."""
+    recipes = [{**each.recipe, "notch": each.notch_frequency is not None} for each in (one, other)]
+    names = [name for name in recipes[0] if name != "notch_frequency" and recipes[0][name] != recipes[1][name]]
+    return "; ".join(f"{name} {recipes[0][name]} and {recipes[1][name]}" for name in names)
 
 
 def open_text(
@@ -280,7 +293,7 @@ def held_out_text(options: StageOptions, data: StageData, texts: Mapping[str, An
 
 
 def training_set(
-    data: StageData, options: StageOptions, args: TrainingArguments, features: Sequence[FeatureCache] | None = None
+    data: StageData, options: DataOptions, args: TrainingArguments, features: Sequence[FeatureCache] | None = None
 ) -> TrainingSet:
     """The training rows in the order of the run's seed. Those that are left out are listed in the run's folder."""
     return TrainingSet(
@@ -303,7 +316,7 @@ def validation_set(data: StageData, features: Sequence[FeatureCache] | None = No
 
 
 def feature_caches(
-    model: Any, data: StageData, options: StageOptions, args: TrainingArguments
+    model: Any, data: StageData, options: DataOptions, args: TrainingArguments
 ) -> Iterator[list[FeatureCache] | None]:
     """Of the training sets and of the validation sets, if features are to be kept.
 
@@ -352,7 +365,7 @@ def optimizer_steps(args: TrainingArguments, data: StageData) -> int:
 def make_trainer(
     model: Any,
     args: TrainingArguments,
-    options: StageOptions,
+    options: DataOptions,
     data: StageData,
     longest_row: int,
     text_tokens: int = 0,
@@ -388,7 +401,7 @@ def make_trainer(
     )
 
 
-def early_stopping(options: StageOptions, args: TrainingArguments) -> list[TrainerCallback]:
+def early_stopping(options: DataOptions, args: TrainingArguments) -> list[TrainerCallback]:
     """HF's own early stopping, if it was asked for.
 
     Raises:
@@ -401,7 +414,7 @@ def early_stopping(options: StageOptions, args: TrainingArguments) -> list[Train
     return [EarlyStoppingCallback(options.early_stopping_patience)]
 
 
-def train(trainer: NeuroLMTrainer, options: StageOptions, data: StageData) -> int:
+def train(trainer: NeuroLMTrainer, options: DataOptions, data: StageData) -> int:
     """Runs the training.
 
     Returns:
@@ -409,7 +422,8 @@ def train(trainer: NeuroLMTrainer, options: StageOptions, data: StageData) -> in
     """
     settings = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
     starts = {name: describe_source(settings[name]) for name in STARTING_POINTS if settings.get(name) is not None}
-    text = None if options.text_data is None else _describe_text(options.text_data)
+    folder = options.text_data if isinstance(options, StageOptions) else None
+    text = None if folder is None else _describe_text(folder)
     prepare = partial(_compute_features, trainer, options.skip_bad_rows)
     stopped = run_training(trainer, {**settings, **starts, "data": data.description, "text": text}, prepare)
     return 0 if stopped is None else 128 + stopped
@@ -589,10 +603,3 @@ def _describe_set(folder: str, preparation: dict[str, Any], summary: dict[str, A
 
 def _describe_text(folder: str) -> dict[str, Any]:
     return {"folder": Path(folder).name, **json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))}
-
-
-def _differing(one: EEGFeatureExtractor, other: EEGFeatureExtractor) -> str:
-    """In what two recipes differ; the mains frequency is no difference, but whether it is taken out."""
-    recipes = [{**each.recipe, "notch": each.notch_frequency is not None} for each in (one, other)]
-    names = [name for name in recipes[0] if name != "notch_frequency" and recipes[0][name] != recipes[1][name]]
-    return "; ".join(f"{name} {recipes[0][name]} and {recipes[1][name]}" for name in names)

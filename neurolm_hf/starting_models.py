@@ -5,7 +5,7 @@ Everything that can be told from configurations is told before weights are read.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
-from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel
+from .modeling_neurolm import (
+    NeuroLMForCausalLM,
+    NeuroLMForSequenceClassification,
+    NeuroLMVQForPreTraining,
+    NeuroLMVQForSequenceClassification,
+    NeuroLMVQModel,
+)
 from .prepared_set import file_sha256
 from .processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
 
@@ -47,7 +53,7 @@ def load_vq(source: str, fields: Mapping[str, Any] | None = None) -> tuple[Neuro
         ValueError: it is something else, its codebook was never placed, or `fields` do not fit its weights.
         OSError: it cannot be read.
     """
-    kind = _model_type(source)
+    kind = model_type(source)
     if kind == "neurolm":
         raise ValueError(f"{source} is a language model with its EEG encoder, not a neural tokenizer: see --model.")
     if kind != "neurolm_vq":
@@ -165,9 +171,8 @@ def load_language_model(source: str, stages: Collection[str]) -> tuple[NeuroLMFo
         ValueError: it is something else, of another stage, or has no text tokenizer.
         OSError: it cannot be read.
     """
-    if (Path(source) / "adapter_config.json").is_file():
-        raise ValueError(f"{source} is an adapter: merge it into its model (--save-merged), or start from that model.")
-    kind = _model_type(source)
+    _check_no_adapter(source)
+    kind = model_type(source)
     if kind == "neurolm_vq":
         raise ValueError(f"{source} is a neural tokenizer: give it as --vq, with --text-model beside it.")
     if kind != "neurolm":
@@ -183,6 +188,55 @@ def load_language_model(source: str, stages: Collection[str]) -> tuple[NeuroLMFo
     return NeuroLMForCausalLM.from_pretrained(source), processor
 
 
+def load_classifier(
+    source: str, classes: Sequence[str], pooling: str | None = None
+) -> tuple[NeuroLMForSequenceClassification | NeuroLMVQForSequenceClassification, NeuroLMProcessor]:
+    """A NeuroLM of any stage, or a neural tokenizer, with a head for these classes, and its processor.
+
+    The head is new, and transformers says so, unless the source is a classifier of the same classes.
+
+    Args:
+        source: folder or Hub id.
+        classes: their names, class 0 first.
+        pooling: `NeuroLMConfig.classifier_pooling`; None is the source's own. A neural tokenizer has none.
+
+    Raises:
+        ValueError: it is something else, a classifier of other classes or another pooling, or a neural tokenizer with
+            a pooling.
+        OSError: it cannot be read.
+    """
+    _check_no_adapter(source)
+    kind = model_type(source)
+    if kind not in ("neurolm", "neurolm_vq"):
+        raise ValueError(f"{source} is a {kind}: give a NeuroLM, or a neural tokenizer as scripts/train_vq.py makes.")
+    if kind == "neurolm_vq" and pooling is not None:
+        raise ValueError(f"{source} is a neural tokenizer, whose features have one mean: leave --pooling out.")
+    saved = PreTrainedConfig.get_config_dict(source)[0]
+    known, own = list(saved.get("id2label", {}).values()), saved.get("classifier_pooling")
+    if is_classifier(source) and known != list(classes):
+        raise ValueError(f"{source} is a classifier of {', '.join(known)}; these sets have {', '.join(classes)}.")
+    if is_classifier(source) and pooling not in (None, own):
+        raise ValueError(f"{source} is a classifier whose head reads {own}, not {pooling}: leave --pooling out.")
+    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: place for place, name in enumerate(classes)}}
+    fields: dict[str, Any] = {**labels, "problem_type": "single_label_classification"}
+    if kind == "neurolm_vq":
+        tokenizer = NeuroLMVQForSequenceClassification.from_pretrained(source, **fields)
+        return tokenizer, NeuroLMProcessor(EEGFeatureExtractor.from_pretrained(source))
+    if pooling is not None:
+        fields["classifier_pooling"] = pooling
+    return NeuroLMForSequenceClassification.from_pretrained(source, **fields), NeuroLMProcessor.from_pretrained(source)
+
+
+def is_classifier(source: str) -> bool:
+    """Whether a folder or Hub id holds a model that was saved with a classifier's head.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    names = PreTrainedConfig.get_config_dict(source)[0].get("architectures") or ()
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
 def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """`build_text_tokenizer`, with an error that says what to give.
 
@@ -196,6 +250,21 @@ def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"the text tokenizer {source!r} cannot be read: {reason}. Give --text-tokenizer, a folder with one."
         ) from error
+
+
+def model_type(source: str) -> str:
+    """What a folder or Hub id holds, by its config: `neurolm`, `neurolm_vq`, or a text model such as `gpt2`.
+
+    Raises:
+        ValueError: there is no such folder or id, or no config in it.
+    """
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ValueError(f"{source} holds no model: there is no config.json.")
+    try:
+        return PreTrainedConfig.get_config_dict(source)[0].get("model_type", "model without a type")
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"{source} is no folder here, nor can it be read from the Hub: {reason}.") from error
 
 
 def describe_source(source: str) -> dict[str, str]:
@@ -222,20 +291,14 @@ _DECIDING_FILES = (
 )
 
 
-def _model_type(source: str) -> str:
-    """What a folder or Hub id holds, by its config."""
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ValueError(f"{source} holds no model: there is no config.json.")
-    try:
-        return PreTrainedConfig.get_config_dict(source)[0].get("model_type", "model without a type")
-    except OSError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"{source} is no folder here, nor can it be read from the Hub: {reason}.") from error
+def _check_no_adapter(source: str) -> None:
+    if (Path(source) / "adapter_config.json").is_file():
+        raise ValueError(f"{source} is an adapter: merge it into its model (--save-merged), or start from that model.")
 
 
 def _text_config(source: str) -> Any:
     """The text part of a language model's configuration."""
-    if (kind := _model_type(source)).startswith("neurolm"):
+    if (kind := model_type(source)).startswith("neurolm"):
         raise ValueError(f"{source} is a {kind}, not a text model: --text-model is a GPT-2, a Llama, a Qwen ...")
     return AutoConfig.from_pretrained(source).get_text_config()
 

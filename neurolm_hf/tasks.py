@@ -1,4 +1,4 @@
-"""A task: what is asked about a window of EEG, and how. The only place where a prompt is written."""
+"""A task: what is asked about a window of EEG, and how."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .channels_neurolm import resolve_channel
-from .processing_neurolm import SEP_TOKEN
+from .processing_neurolm import is_lettered, write_completion, write_prompt
 from .task_sections import (
     FolderSplit,
     Labels,
@@ -92,7 +92,7 @@ class Task:
     @property
     def lettered(self) -> bool:
         """Whether the answers are the letters of options given in the question."""
-        return bool(self.answers) and self.classes[0].startswith("(")
+        return is_lettered(self.classes)
 
     def prompt(self) -> str:
         """What the model reads before it answers, after the EEG.
@@ -102,7 +102,7 @@ class Task:
         """
         if self.question is None:
             raise ValueError(f"{self.name} is a corpus to pre-train on: it has no question.")
-        return f"{SEP_TOKEN}{self.question} Answer:" + (" (" if self.lettered else "")
+        return write_prompt(self.question, self.classes)
 
     def completion(self, answer: str, end_of_text: str) -> str:
         """What the model should write after the prompt to give this answer, up to the end of text.
@@ -117,7 +117,7 @@ class Task:
         if answer not in self.answers:
             known = ", ".join(self.classes)
             raise ValueError(f"{answer!r} is no answer of task {self.name}; its answers are {known}.")
-        return (answer.removeprefix("(") if self.lettered else f" {answer}") + f" {end_of_text}"
+        return write_completion(answer, end_of_text)
 
     def training_text(self, answer: str, end_of_text: str = "<|endoftext|>") -> str:
         """Prompt and completion, as the model is tuned on them; without `end_of_text`, as GPT-2 ends a text.
@@ -154,7 +154,13 @@ class Task:
 
     def config_entry(self) -> dict[str, Any]:
         """The task as `NeuroLMConfig.tasks` keeps it."""
-        return {"name": self.name, "question": self.question, "answers": list(self.classes)}
+        entry: dict[str, Any] = {"name": self.name, "question": self.question, "answers": list(self.classes)}
+        entry["window_seconds"] = self.windows.seconds
+        if self.channels is not None:
+            entry["channels"] = list(self.channels)
+        if self.drop_channels:
+            entry["drop_channels"] = list(self.drop_channels)
+        return entry
 
     def describe(self) -> str:
         """The task in a line: what is asked, of which windows, how it is split, and what its folder looks like."""

@@ -170,11 +170,12 @@ class NeuroLMTrainer(Trainer):
         """In place of logits, what each sample adds to the metrics of its split: `validation.sample_statistics`."""
         inputs = dict(self._prepare_inputs(inputs))
         samples = len(inputs.pop("rows", next(iter(inputs.values()))))
-        if "labels" in inputs:
+        # of two vocabularies they are large; a classifier's are what it is judged by
+        if "labels" in inputs and hasattr(self.model, "code_head"):
             inputs["return_logits"] = False
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        return (None, *sample_statistics(outputs, samples))
+        return (None, *sample_statistics(outputs, samples, inputs.get("labels")))
 
     def evaluation_loop(
         self,

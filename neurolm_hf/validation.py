@@ -17,10 +17,10 @@ from transformers.integrations import TensorBoardCallback
 from transformers.utils import ModelOutput
 
 from . import report
-from .collators import checked_signal
-from .modeling_neurolm import TARGET_KINDS, NeuroLMForCausalLM, codebook_statistics
+from .metrics import balanced_accuracy
+from .modeling_neurolm import IGNORE_INDEX, TARGET_KINDS, NeuroLMForCausalLM, codebook_statistics
 from .processing_neurolm import NeuroLMProcessor
-from .scoring import answer_log_likelihoods
+from .scoring import score_rows, true_class
 from .storage import Row
 from .tasks import Task
 
@@ -28,19 +28,24 @@ from .tasks import Task
 TOKENIZER_LOSSES = ("loss", "frequency_loss", "raw_loss", "commitment_loss")
 
 
-def sample_statistics(outputs: ModelOutput, samples: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def sample_statistics(
+    outputs: ModelOutput, samples: int, labels: torch.Tensor | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What each sample adds to the metrics of its split.
 
     Args:
-        outputs: of the tokenizer, or of the language model with `labels`.
+        outputs: of the tokenizer, or of the language model or a classifier with `labels`.
         samples: how many there are. Rows beyond them (texts mixed in) are counted to the samples in turn.
+        labels: of a classifier.
 
     Returns:
-        metric -> (samples,) sums, and of the tokenizer `codes` (samples, patches), -1 at padding; metric -> (samples,)
-        numbers of items summed.
+        metric -> (samples,) sums, and of the tokenizer `codes` (samples, patches), -1 at padding, of classes `label`
+        and `predicted` (samples,); metric -> (samples,) numbers of items summed.
     """
     if "target_losses" in outputs:
         return _language_model_statistics(outputs, samples)
+    if "sample_losses" in outputs and labels is not None:
+        return _classifier_statistics(outputs, labels)
     return _tokenizer_statistics(outputs)
 
 
@@ -49,7 +54,7 @@ def validation_metrics(prediction: EvalPrediction, codebook_size: int) -> dict[s
 
     Of the tokenizer: `frequency_loss`, `raw_loss`, `commitment_loss`, `codebook_usage`, `perplexity`. Of the language
     model, those that have targets: `eeg_loss`, `answer_loss`, `text_loss`, and `eeg_accuracy`, the share of EEG
-    targets whose most likely code is the right one.
+    targets whose most likely code is the right one. Of a classifier of single labels: `balanced_accuracy`.
     """
     sums: Mapping[str, NDArray] = prediction.predictions  # type: ignore[assignment]
     items: Mapping[str, NDArray] = prediction.label_ids  # type: ignore[assignment]
@@ -61,6 +66,9 @@ def validation_metrics(prediction: EvalPrediction, codebook_size: int) -> dict[s
     if "codes" in sums:
         usage, perplexity = codebook_statistics(torch.from_numpy(sums["codes"]).long(), codebook_size)
         metrics |= {"codebook_usage": float(usage), "perplexity": float(perplexity)}
+    if "predicted" in sums:
+        labelled = sums["label"] != IGNORE_INDEX
+        metrics["balanced_accuracy"] = balanced_accuracy(sums["label"][labelled], sums["predicted"][labelled])
     return metrics
 
 
@@ -78,21 +86,8 @@ def answer_counts(
         ValueError: what `checked_signal` refuses; an answer that is not the task's.
     """
     counts = torch.zeros(len(task.classes), len(task.classes))
-    for start in range(0, len(rows), batch_size):
-        part = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
-        scores = answer_log_likelihoods(
-            model,
-            processor,
-            [[checked_signal(processor.feature_extractor, row)] for row in part],
-            task,
-            batch_size,
-            ch_names=[[list(row["channels"])] for row in part],
-            prepared_by=processor.feature_extractor.recipe_id,
-        )
-        for row, given in zip(part, scores.argmax(1).tolist(), strict=True):
-            if row["answer"] not in task.answers:
-                raise ValueError(f"{row['answer']!r} is no answer of task {task.name}: {', '.join(task.classes)}.")
-            counts[task.answers[row["answer"]], given] += 1
+    for row, scores in score_rows(model, processor, rows, task, batch_size):
+        counts[true_class(task, row), int(scores.argmax())] += 1
     return counts
 
 
@@ -161,6 +156,16 @@ def _language_model_statistics(outputs: Any, samples: int) -> tuple[dict[str, to
     sums = {f"{kind}_loss": of_samples(losses * of_kind) for kind, of_kind in zip(TARGET_KINDS, of_kinds, strict=True)}
     items = {f"{kind}_loss": of_samples(of_kind) for kind, of_kind in zip(TARGET_KINDS, of_kinds, strict=True)}
     sums["eeg_accuracy"], items["eeg_accuracy"] = of_samples(right * of_kinds[0]), items["eeg_loss"]
+    return sums, items
+
+
+def _classifier_statistics(
+    outputs: Any, labels: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    sums, items = {"loss": outputs.sample_losses}, {"loss": torch.ones_like(outputs.sample_losses)}
+    if labels.ndim == 1 and not labels.is_floating_point():
+        items["loss"] = (labels != IGNORE_INDEX).float()
+        sums |= {"label": labels, "predicted": outputs.logits.argmax(1)}
     return sums, items
 
 

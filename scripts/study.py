@@ -26,7 +26,6 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the Hub
 
 import numpy as np
-import torch
 import yaml
 from numpy.typing import ArrayLike
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, HfArgumentParser, set_seed
@@ -35,6 +34,7 @@ from neurolm_hf.baseline import baseline_probabilities, logistic_probabilities
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.metrics import Interval, auroc, balanced_accuracy, interval_over_subjects
 from neurolm_hf.preparation import prepare_dataset
+from neurolm_hf.probe import region_features
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, train_text_tokenizer
 from neurolm_hf.recipes import read_recipe
 from neurolm_hf.report import plot_losses, plot_scores
@@ -61,11 +61,7 @@ STAGE_RECIPES = {"vq": "vq-cpu.yaml", "pretrained": "pretrain-cpu.yaml", "tuned"
 MARKS = ("<!-- table: scripts/study.py -->", "<!-- end of table -->")
 
 FULL, BASELINE, PROBE = "NeuroLM", "log band power, logistic regression", "tokenizer's features, logistic regression"
-# the probe reads the mean feature of each; chosen, as its strength, before it was run on these tokenizers
-REGIONS = (
-    *(("FP1", "FP2"), ("F3", "F4", "FZ"), ("F7", "F8"), ("T3", "T4")),
-    *(("C3", "C4", "CZ"), ("T5", "T6"), ("P3", "P4", "PZ"), ("O1", "O2")),
-)
+# of the probe on the mean feature of each region; chosen, as these, before it was run on these tokenizers
 PROBE_STRENGTH = 0.001
 # what a variant changes in the recipe of a stage; None leaves the stage out
 VARIANTS: dict[str, dict[str, dict[str, Any] | None]] = {
@@ -298,7 +294,7 @@ def baseline_scores(output: Path, fold: int) -> Scores:
 def probe_scores(output: Path, fold: int) -> Scores:
     """What can be read from the tokenizer's features without a language model."""
     folder = str(place(output, FULL, fold, 0, "vq"))
-    model: Any = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     collate = EEGCollator(EEGFeatureExtractor.from_pretrained(folder))
     train = load_prepared(output / f"fold-{fold}" / "task", "train")
     windows, labels = region_features(model, collate, train), np.asarray(train["label"])
@@ -308,21 +304,6 @@ def probe_scores(output: Path, fold: int) -> Scores:
         return logistic_probabilities(windows, labels, features, strength=PROBE_STRENGTH)
 
     return scores_of(PROBE, output, fold, 0, answers)
-
-
-@torch.no_grad()
-def region_features(model: Any, collate: EEGCollator, rows: Any) -> np.ndarray:
-    """(windows, regions x width): the encoder's features, averaged over the seconds and channels of each region."""
-    found = []
-    for start in range(0, len(rows), 64):
-        batch = [rows[index] for index in range(start, min(start + 64, len(rows)))]
-        names = list(batch[0]["channels"])
-        inputs = collate(batch)
-        del inputs["rows"]
-        features = model.encode(**inputs).features.unflatten(1, (-1, len(names))).mean(1)
-        regions = [features[:, [names.index(name) for name in region]].mean(1) for region in REGIONS]
-        found.append(torch.cat(regions, dim=1))
-    return torch.cat(found).numpy()
 
 
 def signals(rows: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from neurolm_hf import NeuroLMVQForPreTraining, NeuroLMVQModel
 from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.collators import (
+    ClassificationCollator,
     EEGCollator,
     InstructionCollator,
     PretrainingCollator,
@@ -31,7 +32,7 @@ TEXTS = ["Alpha fades during work.", "Theta grows over the midline."]
 
 def row(channels: tuple[str, ...] = ("C3", "C4", "CZ"), seconds: int = 2, answer: str = "Yes", seed: int = 0) -> dict:
     signal = np.random.default_rng(seed).normal(size=(len(channels), 200 * seconds)).astype(np.float32)
-    return {"signal": signal, "channels": list(channels), "answer": answer}
+    return {"signal": signal, "channels": list(channels), "answer": answer, "label": TASK.answers[answer]}
 
 
 HOLE = np.where(np.arange(1200).reshape(3, 400) == 450, np.nan, 0.5)
@@ -69,7 +70,7 @@ def stored(given: dict) -> dict:
     return {**row, "signal": np.asarray(row["signal"], np.float32), "channels": np.array(row["channels"], object)}
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(4))
 def test_stored_rows_give_the_batches_of_plain_ones(processor: NeuroLMProcessor, index: int) -> None:
     rounded = [{**one, "signal": one["signal"].astype(np.float16)} for one in ROWS]
     collate = collators(processor)[index]
@@ -132,6 +133,53 @@ def test_instruction_labels_are_what_follows_the_prompt(processor: NeuroLMProces
         assert processor.tokenizer.decode(kept) == TASK.prompt()
 
 
+def test_classes_values_and_several_labels(processor: NeuroLMProcessor) -> None:
+    collate = ClassificationCollator(processor)
+    for labels in ([1, 0, 1, 0], [np.int64(1), 0, 1, 0]):
+        batch = collate([{**one, "label": label} for one, label in zip(ROWS, labels, strict=True)])
+        assert batch["labels"].dtype == torch.int64
+        assert batch["labels"].tolist() == labels
+    values = collate([{**one, "label": -1.0 + place} for place, one in enumerate(ROWS)])["labels"]
+    assert (values.dtype, values.tolist()) == (torch.float32, [-1.0, 0.0, 1.0, 2.0])
+    several = collate([{**one, "label": [0.0, 1.0, 1.0]} for one in ROWS])["labels"]
+    assert (several.dtype, several.shape) == (torch.float32, (4, 3))
+    for label in ({"label": -1}, {"label": None}):
+        with pytest.raises(ValueError, match="a window at 0 s has no label"):
+            collate([ROWS[0], {**ROWS[1], **label}])
+
+
+def test_a_classifier_reads_eeg_with_or_without_the_question(processor: NeuroLMProcessor) -> None:
+    plain = ClassificationCollator(processor)(ROWS)
+    is_eeg = plain["input_ids"] == processor.eeg_token_id
+    assert torch.equal(is_eeg, plain["attention_mask"].bool())
+    assert is_eeg.sum(1).tolist() == [6, 6, 2, 4]
+    asked = ClassificationCollator(processor, with_question=True, task=load_task("TUSL"))
+    batch = asked([ROWS[0], {**ROWS[1], "task": TASK}])
+    kept = (batch["attention_mask"] == 1) & (batch["input_ids"] != processor.eeg_token_id)
+    prompts = [processor.tokenizer.decode(ids[mask]) for ids, mask in zip(batch["input_ids"], kept, strict=True)]
+    assert prompts == [load_task("TUSL").prompt(), TASK.prompt()]
+    # without a text tokenizer, what the neural tokenizer reads
+    alone = NeuroLMProcessor(processor.feature_extractor)
+    of_tokenizer = ClassificationCollator(alone)(ROWS)
+    assert of_tokenizer.keys() == {*EEGCollator(alone.feature_extractor)(ROWS), "labels"}
+    with pytest.raises(ValueError, match="A question needs a text tokenizer"):
+        ClassificationCollator(alone, with_question=True)
+    with pytest.raises(ValueError, match="no task whose question could be asked"):
+        ClassificationCollator(processor, with_question=True)(ROWS)
+
+
+def test_a_classifier_s_rows_lose_channels_by_their_draw(processor: NeuroLMProcessor) -> None:
+    rows = [{**one, "draw": (0, 0, place)} for place, one in enumerate(ROWS * 4)]
+    collate = ClassificationCollator(processor, channel_dropout=0.5)
+    first, again = collate(rows), collate(rows)
+    assert torch.equal(first["input_values"], again["input_values"])
+    lengths = first["eeg_attention_mask"].sum(1)
+    full = torch.tensor([6, 6, 2, 4] * 4)
+    assert (lengths <= full).all()
+    assert (lengths < full).any()
+    assert (lengths > 0).all()
+
+
 def test_instruction_labels_of_lettered_answers(processor: NeuroLMProcessor) -> None:
     lettered = load_task("TUSL")
     batch = InstructionCollator(processor, lettered)([{**ROWS[0], "answer": "(B)"}])
@@ -155,10 +203,11 @@ def test_channel_dropout_keeps_signal_and_name_together() -> None:
 
 def collators(processor: NeuroLMProcessor) -> list:
     extractor = processor.feature_extractor
-    return [EEGCollator(extractor), PretrainingCollator(processor), InstructionCollator(processor, TASK)]
+    of_language = [PretrainingCollator(processor), InstructionCollator(processor, TASK)]
+    return [EEGCollator(extractor), *of_language, ClassificationCollator(processor)]
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(4))
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
@@ -319,7 +368,7 @@ def test_rows_of_a_training_set_are_checked_once(processor: NeuroLMProcessor, mo
         monkeypatch.setattr(f"neurolm_hf.{module}.checked_signal", lambda *given: checked.append(1) or check(*given))
     for collate in collators(processor):
         collate([rows[index] for index in range(4)])
-    assert len(checked) == 12
+    assert len(checked) == 16
     # the recipe is another matter: it must be the collator's
     other = EEGCollator(EEGFeatureExtractor(scale=10.0))
     with pytest.raises(ValueError, match="prepared by recipe"):

@@ -775,6 +775,24 @@ def conversation(*answer, **eeg):
     return [question, *({"role": "assistant", "content": one} for one in answer)]
 
 
+def test_interleave_takes_ids_where_a_call_takes_text(processor):
+    text = "before <|eeg|> between <|eeg|> after"
+    recordings, arguments = [make_eeg(3, 2), make_eeg(1, 1)], {"sampling_rate": 200, "unit": "uV"}
+    names = [NAMES[: len(one)] for one in recordings]
+    expected = processor([recordings], text, ch_names=[names], return_tensors="pt", **arguments)
+    prepared = processor.feature_extractor.prepare(recordings, ch_names=names, **arguments)
+    segments = [segment for one in prepared for segment in processor.feature_extractor.cut(one)]
+    ids = processor.tokenizer(text)["input_ids"]
+    batch = processor.interleave([(ids, segments)])
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    # rows of different lengths are padded as the tokenizer pads
+    both = processor.interleave([(ids, segments), ([processor.eeg_token_id], segments[1:])])
+    assert torch.equal(both["attention_mask"].sum(1), torch.tensor([len(expected["input_ids"][0]), 1]))
+    with pytest.raises(ValueError, match=r"row 1: 2 placeholder\(s\) for 1 segment"):
+        processor.interleave([(ids, segments), (ids, segments[:1])])
+
+
 def test_chat_template(processor):
     prompt = f"<|eeg|>[SEP]{QUESTION} Answer:"
     assert processor.apply_chat_template(conversation()) == prompt

@@ -20,13 +20,25 @@ from neurolm_hf.training import AlignmentScheduleCallback, NeuroLMTrainer
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
-STAGES = {"vq": "train_vq", "pretrain": "pretrain", "instruction": "instruction_tune"}
-KINDS = {"train_vq": "VQOptions", "pretrain": "PretrainingOptions", "instruction_tune": "InstructionOptions"}
+STAGES = {
+    "vq": "train_vq",
+    "pretrain": "pretrain",
+    "instruction": "instruction_tune",
+    "classifier": "finetune_classifier",
+}
+KINDS = {
+    "train_vq": "VQOptions",
+    "pretrain": "PretrainingOptions",
+    "instruction_tune": "InstructionOptions",
+    "finetune_classifier": "ClassifierOptions",
+}
+TEXT = ("--text-data", "text")
 # What a stage cannot do without, and no recipe says.
 STARTS = {
-    "train_vq": ["--from-scratch", "--text-model", "somewhere"],
-    "pretrain": ["--vq", "somewhere", "--text-from-scratch", "gpt2", "--text-tokenizer", "somewhere"],
-    "instruction_tune": ["--model", "somewhere"],
+    "train_vq": ["--from-scratch", "--text-model", "somewhere", *TEXT],
+    "pretrain": ["--vq", "somewhere", "--text-from-scratch", "gpt2", "--text-tokenizer", "somewhere", *TEXT],
+    "instruction_tune": ["--model", "somewhere", *TEXT],
+    "finetune_classifier": ["--model", "somewhere"],
 }
 # The paper's. The lowest rates of L and XL are not known; B's share of the rate is taken.
 PAPER = {
@@ -69,7 +81,7 @@ def parsed(recipe, *arguments):
     """(options, arguments of the Trainer) of a shipped recipe, by its script."""
     script = script_of(recipe)
     kind = getattr(script_module(script), KINDS[script])
-    needed = ["--train-data", "data", "--text-data", "text", "--output-dir", "out", "--use-cpu", *STARTS[script]]
+    needed = ["--train-data", "data", "--output-dir", "out", "--use-cpu", *STARTS[script]]
     options, args, path = parse_arguments(kind, "", [str(recipe), *needed, *arguments])
     assert path == str(recipe)
     return options, args
@@ -158,6 +170,7 @@ def test_there_is_a_recipe_for_every_size_and_machine():
         *("vq-paper", "vq-one-gpu", "vq-cpu"),
         *(f"pretrain-{kind}" for kind in ("b", "l", "xl", "one-gpu", "cpu")),
         *(f"instruction-{kind}" for kind in ("b", "l", "xl", "one-gpu", "cpu", "lora")),
+        "classifier",
     }
 
 

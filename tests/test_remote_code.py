@@ -21,7 +21,7 @@ from neurolm_hf.processing_neurolm import train_text_tokenizer
 
 
 REPOSITORY = Path(__file__).parents[1]
-CODE = {"configuration_neurolm.py", "modeling_neurolm.py"}
+CODE = {"configuration_neurolm.py", "modeling_neurolm.py", "pipeline_neurolm.py"}
 PROCESSING = {
     "filtering_neurolm.py",
     "processing_neurolm.py",
@@ -221,6 +221,40 @@ def test_bfloat16_keeps_the_codebook(saved, model, tmp_path):
     )
     codebook = model.model.eeg_encoder.quantizer.codebook
     assert (tmp_path / "codebook").read_bytes() == codebook.numpy().tobytes()
+
+
+def test_the_pipeline_comes_with_the_folder(saved, model, processor, tmp_path):
+    microvolts = golden("inputs")[f"raw_uv.{SAMPLE}"]
+    save_file({"raw": microvolts}, tmp_path / "raw.safetensors")
+    recording = {name: ARGUMENTS[name] for name in ("ch_names", "sampling_rate", "unit")}
+    asked = {"question": "Is it?", "candidate_answers": ["No", "Yes"]}
+    printed, complaints = run(
+        """
+        from transformers import pipeline
+
+        pipe = pipeline("eeg-question-answering", model=folder, trust_remote_code=True, device="cpu")
+        raw = load_file(sys.argv[3])["raw"].numpy()
+        answers = pipe([{"eeg": raw, **json.loads(sys.argv[4])}] * 2, batch_size=2, **json.loads(sys.argv[5]))
+        assert answers[0] == answers[1] and type(pipe).__module__.startswith("transformers_modules")
+        print(json.dumps(answers[0]))
+        pipe.model.save_pretrained(sys.argv[6])
+        pipe.processor.save_pretrained(sys.argv[6])
+        again = pipeline("eeg-question-answering", model=sys.argv[6], trust_remote_code=True, device="cpu")
+        assert again({"eeg": raw, **json.loads(sys.argv[4])}, **json.loads(sys.argv[5])) == answers[0]
+        """,
+        *saved,
+        tmp_path / "raw.safetensors",
+        json.dumps(recording),
+        json.dumps(asked),
+        tmp_path / "again",
+        cache=tmp_path,
+    )
+    assert_no_weights_missed(complaints)
+    (window,) = model.as_pipeline(processor, device="cpu")({"eeg": microvolts.numpy(), **recording}, **asked)
+    (found,) = json.loads(printed)
+    assert found["answer"] == window["answer"]
+    assert found["probabilities"] == pytest.approx(window["probabilities"], abs=1e-6)
+    assert (tmp_path / "again" / "pipeline_neurolm.py").is_file()
 
 
 @pytest.mark.parametrize("saved_class", [NeuroLMVQModel, NeuroLMVQForPreTraining])

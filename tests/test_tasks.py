@@ -131,6 +131,8 @@ def test_classes_follow_their_index(workload):
         "name": "Workload",
         "question": "Question: Is this EEG segment of high workload?",
         "answers": ["No", "Yes"],
+        "window_seconds": 4,
+        "channels": list(workload.channels),
     }
 
 

@@ -1,0 +1,372 @@
+"""How well a model answers: the windows of prepared sets, beside the plain baseline and chance, with intervals.
+
+Whatever gives each window a probability for each answer is judged by `judge`: a model, the baseline, a guesser, a
+classifier. Values are computed through the `evaluate` library by `answer_metrics`, intervals by drawing subjects.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils.logging import tqdm
+
+from .answering import Answering, EvaluationSet, check_recipe
+from .baseline import REGULARISATION, band_power_features, logistic_probabilities
+from .metrics import (
+    ANSWER_METRICS,
+    UndefinedMetricError,
+    answer_metric,
+    draws_over_subjects,
+    interval_of_draws,
+    metrics_of,
+)
+from .pipeline_neurolm import parse_answer
+from .scoring import score_rows, true_class
+from .storage import load_prepared, row_signal
+from .written_answers import NO_ANSWER, reference_class, reference_scores, write_answers
+
+
+# What `evaluate.load` opens.
+ANSWER_METRICS_MODULE = str(Path(__file__).with_name("answer_metrics.py"))
+BASELINE = "log band power, logistic regression"
+CHANCE = "chance"
+# Rows whose band power is computed at a time: signals of a whole split would not fit into memory.
+ROWS_AT_A_TIME = 256
+# Unreadable texts that a result quotes.
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value, and its 95% interval over subjects.
+
+    Attributes:
+        value: None where the windows leave the metric undefined.
+        low, high: None where there is no interval: one subject only, or no draw of subjects defines the metric.
+        undefined_draws: of 1000 draws of subjects, those that leave the metric undefined; the interval is that of the
+            others.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    undefined_draws: int = 0
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What is known of the windows that are answered.
+
+    Attributes:
+        labels: (windows,) true classes.
+        subjects: (windows,) names.
+        classes: the answers, class by class.
+    """
+
+    labels: NDArray[np.int64]
+    subjects: NDArray[np.str_]
+    classes: tuple[str, ...]
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """How frequent each answer is (classes,)."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return counts / len(self.labels)
+
+
+@dataclass(frozen=True)
+class WrittenAnswers:
+    """What the model wrote by itself.
+
+    Attributes:
+        windows: how many it was asked about.
+        unparseable: the share of texts that are none of the answers.
+        examples: some of these texts.
+    """
+
+    windows: int
+    unparseable: float
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out about one split of one prepared set.
+
+    Attributes:
+        folder, split, task, question, fingerprint: which windows were asked about, and what.
+        windows: their number by answer.
+        subjects: number of subjects.
+        metrics: names, in the order of the tables.
+        model, baseline, chance: name of a metric -> score. There is no baseline where none can be fitted, which the
+            notes say. Chance knows how frequent each answer is among these windows, and nothing else.
+        by_subject: of the model, an object a subject: `subject`, `windows`, and the value of each metric, None where
+            the subject's windows leave it undefined.
+        written: None where the model was not asked to write.
+        published: published figures of the same protocol.
+        notes: what a reader must know.
+    """
+
+    folder: str
+    split: str
+    task: str
+    question: str
+    fingerprint: str
+    windows: dict[str, int]
+    subjects: int
+    metrics: list[str]
+    model: dict[str, Score]
+    baseline: dict[str, Score] | None
+    chance: dict[str, Score]
+    by_subject: list[dict[str, Any]]
+    written: WrittenAnswers | None
+    published: list["PublishedFigures"]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class PublishedFigures:
+    """Figures of a publication, to stand beside ours where the protocol is the same.
+
+    Attributes:
+        name: of the model.
+        source: where the figures are printed.
+        task: name of one of this package's tasks.
+        metrics: name, as in `ANSWER_METRICS`, -> value.
+    """
+
+    name: str
+    source: str
+    task: str
+    metrics: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.metrics.keys() - set(ANSWER_METRICS)):
+            raise ValueError(f"metrics has {', '.join(unknown)}; there are {', '.join(ANSWER_METRICS)}.")
+
+
+def evaluate_set(
+    given: EvaluationSet,
+    answering: Answering,
+    *,
+    as_reference: bool = False,
+    batch_size: int = 32,
+    written_windows: int = 256,
+    published: Sequence[PublishedFigures] = (),
+) -> Result:
+    """Asks a model about the windows of a set, and judges it beside the plain baseline and chance.
+
+    Args:
+        given: from `open_set`.
+        answering: from `open_model`; of the recipe of the set.
+        as_reference: score as NeuroLM's reference code does: what the model writes about every window is read by word
+            position, a text without an answer counts as an answer (`written_answers`), and the task's own metrics
+            come from these hard answers. Otherwise all metrics come from the probabilities of the allowed answers.
+        batch_size: windows read at a time.
+        written_windows: how many the model is also asked to write about, evenly spread over the split; 0: none.
+        published: figures that are shown where the set follows the published protocol and is scored as there.
+
+    Raises:
+        ValueError: another recipe, rows that cannot be used, or rows without one of the task's answers.
+        ImportError: evaluate, scikit-learn or datasets is missing.
+    """
+    check_recipe(given, answering)
+    task = given.task
+    notes = [*answering.doubts(given), *given.notes]
+    names = metrics_of(len(task.classes))
+    written: WrittenAnswers | None = None
+    if as_reference:
+        names = [name for name in names if name in task.metrics]
+        windows, probabilities, written = _reference_answers(given, answering, batch_size)
+        notes.append("The model's scores are of hard answers, those of the baseline of probabilities.")
+    else:
+        windows, probabilities = _scored_answers(given, answering, batch_size)
+        if written_windows:
+            written = _written_answers(given, answering, batch_size, written_windows)
+    model = judge(windows, probabilities, names)
+    notes += _notes_of_scores(model, windows)
+    plain, why_not = baseline_of_set(given, windows)
+    if plain is None:
+        notes.append(f"There is no baseline: {why_not}")
+    same_protocol = as_reference and given.is_published_protocol
+    counts = np.bincount(windows.labels, minlength=len(task.classes)).tolist()
+    return Result(
+        folder=given.folder,
+        split=given.split,
+        task=task.name,
+        question=str(task.question),
+        fingerprint=given.fingerprint,
+        windows=dict(zip(task.classes, counts, strict=True)),
+        subjects=len(np.unique(windows.subjects)),
+        metrics=names,
+        model=model,
+        baseline=None if plain is None else judge(windows, plain, names),
+        chance=judge(windows, np.tile(windows.shares, (len(windows.labels), 1)), names),
+        by_subject=_by_subject(windows, probabilities, names),
+        written=written,
+        published=[one for one in published if same_protocol and one.task == task.name],
+        notes=notes,
+    )
+
+
+def judge(windows: Windows, probabilities: NDArray[np.floating], names: Sequence[str]) -> dict[str, Score]:
+    """Scores of whatever has given each window a probability for each answer.
+
+    Args:
+        windows: the truth.
+        probabilities: (windows, answers)
+        names: of `metrics.ANSWER_METRICS`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a metric that is not for so many answers.
+        ImportError: evaluate is missing.
+    """
+    several = len(np.unique(windows.subjects)) > 1
+    scores = {}
+    for name, value in _values(windows.labels, probabilities, names).items():
+        if value is None or not several:
+            scores[name] = Score(value)
+            continue
+        metric, of_windows = answer_metric(name, probabilities)
+        draws = draws_over_subjects(metric, windows.labels, of_windows, windows.subjects)
+        undefined = int(np.isnan(draws).sum())
+        try:
+            scores[name] = Score(value, *interval_of_draws(draws), undefined)
+        except UndefinedMetricError:
+            scores[name] = Score(value, undefined_draws=undefined)
+    return scores
+
+
+def _values(
+    labels: NDArray[np.int64], probabilities: NDArray[np.floating], names: Sequence[str]
+) -> dict[str, float | None]:
+    """Metrics through `evaluate`; None for what these windows leave undefined."""
+    try:
+        import evaluate
+    except ImportError as error:
+        raise ImportError('Metrics need evaluate: pip install "neurolm_hf[evaluation]"', name="evaluate") from error
+    values: dict[str, float | None] = {}
+    for name in names:
+        module = evaluate.load(ANSWER_METRICS_MODULE, name, keep_in_memory=True)
+        value = module.compute(predictions=probabilities.tolist(), references=labels.tolist())[name]
+        values[name] = None if np.isnan(value) else value
+    return values
+
+
+def _scored_answers(
+    given: EvaluationSet, answering: Answering, batch_size: int
+) -> tuple[Windows, NDArray[np.float64]]:
+    """The windows, and the probability of each answer (windows, answers)."""
+    labels, subjects, scores = [], [], []
+    scored = score_rows(answering.model, answering.processor, given.rows, given.task, batch_size)
+    for row, likelihoods in tqdm(scored, total=len(given.rows), desc=_title(given), unit="window"):
+        labels.append(true_class(given.task, row))
+        subjects.append(str(row["subject"]))
+        scores.append(likelihoods.double().cpu())
+    windows = Windows(np.array(labels), np.array(subjects), given.task.classes)
+    return windows, torch.stack(scores).softmax(dim=1).numpy()
+
+
+def _reference_answers(
+    given: EvaluationSet, answering: Answering, batch_size: int
+) -> tuple[Windows, NDArray[np.float64], WrittenAnswers]:
+    """The windows, the scores that the reference gives them in place of probabilities, and what was written."""
+    task = given.task
+    texts = write_answers(answering.model, answering.processor, given.rows, task, batch_size, as_reference=True)
+    classes = [reference_class(task, text) for text in texts]
+    told = given.rows.remove_columns([name for name in given.rows.column_names if name not in ("answer", "subject")])
+    rows = [told[index] for index in range(len(told))]
+    labels = np.array([true_class(task, row) for row in rows])
+    windows = Windows(labels, np.array([str(row["subject"]) for row in rows]), task.classes)
+    failed = [text for text, found in zip(texts, classes, strict=True) if found == NO_ANSWER]
+    return windows, reference_scores(task, classes), _summarized(failed, len(texts))
+
+
+def _written_answers(given: EvaluationSet, answering: Answering, batch_size: int, wanted: int) -> WrittenAnswers:
+    """What the model writes about some windows, evenly spread over the split."""
+    places = np.linspace(0, len(given.rows) - 1, min(wanted, len(given.rows))).round().astype(int)
+    rows = given.rows.select(places.tolist())
+    texts = write_answers(answering.model, answering.processor, rows, given.task, batch_size)
+    return _summarized([text for text in texts if parse_answer(text, given.task.classes) is None], len(texts))
+
+
+def _summarized(failed: Sequence[str], windows: int) -> WrittenAnswers:
+    return WrittenAnswers(windows, len(failed) / windows, list(dict.fromkeys(failed))[:EXAMPLES])
+
+
+def baseline_of_set(given: EvaluationSet, windows: Windows) -> tuple[NDArray[np.float64] | None, str | None]:
+    """What the baseline says (windows, answers), fitted on the set's training split; or why there is none.
+
+    Args:
+        windows: those of the set.
+    """
+    if given.split == "train":
+        return None, "it would be judged on the windows that it is fitted on."
+    try:
+        train = load_prepared(given.folder, "train")
+        train_features, train_montage = _band_power(train)
+        test_features, montage = _band_power(given.rows)
+        if train_montage != montage:
+            raise ValueError("windows of the training split have other channels, or another length.")
+        fitted = logistic_probabilities(
+            train_features, np.asarray(train["label"]), test_features, strength=REGULARISATION
+        )
+    except ValueError as error:
+        return None, str(error)
+    # answers that no training window has come last, for their classes must run from 0 up
+    missing = len(windows.classes) - fitted.shape[1]
+    return np.pad(fitted, ((0, 0), (0, missing))), None
+
+
+def _band_power(rows: Any) -> tuple[NDArray[np.float64], tuple[tuple[str, ...], int]]:
+    """Features (windows, channels x bands) of windows that must have the same channels and samples, and these."""
+    features: list[NDArray[np.float64]] = []
+    montage: Any = None
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        part = [rows[index] for index in range(start, min(start + ROWS_AT_A_TIME, len(rows)))]
+        signals = [row_signal(row) for row in part]
+        found = {(tuple(row["channels"]), signal.shape[1]) for row, signal in zip(part, signals, strict=True)}
+        montage = found.pop() if montage is None else montage
+        if found - {montage}:
+            raise ValueError("windows differ in their channels or in their length.")
+        features.append(band_power_features(np.stack(signals), float(part[0]["sampling_rate"])))
+    return np.concatenate(features), montage
+
+
+def _by_subject(windows: Windows, probabilities: NDArray[np.float64], names: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for subject in np.unique(windows.subjects):
+        own = windows.subjects == subject
+        row: dict[str, Any] = {"subject": str(subject), "windows": int(own.sum())}
+        for name in names:
+            metric, of_windows = answer_metric(name, probabilities[own])
+            try:
+                row[name] = metric(windows.labels[own], of_windows)
+            except UndefinedMetricError:
+                row[name] = None
+        rows.append(row)
+    return rows
+
+
+def _notes_of_scores(scores: Mapping[str, Score], windows: Windows) -> list[str]:
+    """What is undefined, and where intervals are missing or are not of all draws."""
+    notes = []
+    if len(np.unique(windows.subjects)) == 1:
+        notes.append("The windows are of one subject: there are no intervals over subjects.")
+    if undefined := [name for name, score in scores.items() if score.value is None]:
+        notes.append(f"These windows leave {', '.join(undefined)} undefined, for they are of one class only.")
+    for name, score in scores.items():
+        if score.undefined_draws:
+            notes.append(
+                f"{name} is undefined in {score.undefined_draws} of 1000 draws of subjects; its interval is that of "
+                "the others."
+            )
+    return notes
+
+
+def _title(given: EvaluationSet) -> str:
+    return f"{given.task.name}, {given.split}"

@@ -1,0 +1,160 @@
+#!/usr/bin/env python
+"""Fine-tune a classifier of EEG windows: a head on the features of a NeuroLM, or of its neural tokenizer alone.
+
+The whole language model behind the frozen encoder, and the head on its last hidden state:
+    python scripts/finetune_classifier.py recipes/classifier.yaml --model runs/pretrained \\
+        --train-data prepared/mine --output-dir runs/classifier
+
+After the question that an instruction-tuned model has learnt to answer:
+    python scripts/finetune_classifier.py recipes/classifier.yaml --model runs/tuned --with-question \\
+        --train-data prepared/mine --output-dir runs/classifier
+
+The EEG encoder and the head, without a language model:
+    python scripts/finetune_classifier.py recipes/classifier.yaml --model runs/vq --tune-eeg-encoder \\
+        --train-data prepared/mine --output-dir runs/classifier
+
+The head alone, on the mean of the frozen encoder's features (scripts/evaluate_classifier.py says in a minute whether
+they hold anything):
+    python scripts/finetune_classifier.py recipes/classifier.yaml --model runs/pretrained --pooling encoder_mean \\
+        --learning-rate 1e-2 --train-data prepared/mine --output-dir runs/classifier
+
+Prepared sets (scripts/prepare_data.py) may be several, of tasks with the same answers, which name the classes in
+config.json. Stopped or killed, the same command goes on from the last checkpoint. At the end --output-dir holds the
+model and its processor (AutoModelForSequenceClassification and AutoProcessor open them with trust_remote_code=True)
+and training.json; scripts/evaluate_classifier.py judges it on the test split. For several labels a window and for
+regression, give the same classes of model to your own Trainer.
+Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import set_seed
+
+from neurolm_hf.collators import ClassificationCollator
+from neurolm_hf.processing_neurolm import NeuroLMProcessor
+from neurolm_hf.prompts import prompt_ids
+from neurolm_hf.recipes import StageTrainingArguments, parse_arguments
+from neurolm_hf.stages import (
+    DataOptions,
+    check_recipe,
+    exit_status,
+    finish,
+    make_trainer,
+    open_sets,
+    provenance,
+    train,
+)
+from neurolm_hf.starting_models import load_classifier
+from neurolm_hf.tasks import Task
+
+
+@dataclass
+class ClassifierOptions(DataOptions):
+    """What is trained, and how beyond the Trainer's arguments."""
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "What gets a head: a NeuroLM of any stage, or a neural tokenizer (scripts/train_vq.py)."},
+    )
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "choices": ["last_token", "mean", "encoder_mean"],
+            "help": "What the head of a NeuroLM reads: its last hidden state at the last token (the default), their "
+            "mean, or the mean of the EEG encoder's features, without the language model.",
+        },
+    )
+    with_question: bool = field(
+        default=False, metadata={"help": "Write the task's question behind the EEG, for a language model to read."}
+    )
+    tune_eeg_encoder: bool = field(
+        default=False, metadata={"help": "Train the EEG encoder too, which is frozen otherwise."}
+    )
+    channel_dropout: float = field(
+        default=0.0, metadata={"help": "Share of channels left out of each training window, at random."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            raise ValueError("give --model, a NeuroLM or a neural tokenizer")
+        if self.with_question and self.pooling == "encoder_mean":
+            raise ValueError("--pooling encoder_mean reads EEG alone: --with-question does not go with it")
+        if not 0 <= self.channel_dropout < 1:
+            raise ValueError(f"--channel-dropout is a share from 0 to below 1, not {self.channel_dropout}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, or says in one line why not."""
+    options, args, recipe = parse_arguments(
+        ClassifierOptions, __doc__ or "", sys.argv[1:] if arguments is None else arguments
+    )
+    sys.exit(exit_status(lambda: run(options, args, recipe)))
+
+
+def run(options: ClassifierOptions, args: StageTrainingArguments, recipe: str | None) -> int:
+    """The training from its data to its files. Returns the exit status."""
+    data = open_sets(options, args, with_tasks=True)
+    set_seed(args.seed)
+    model, processor = starting_model(options, common_answers(data.tasks))
+    check_recipe(data, processor.feature_extractor, str(options.model))
+    before = model.config.provenance
+    question = max(len(prompt_ids(processor.tokenizer, task)) for task in data.tasks) if options.with_question else 0
+    trainer = make_trainer(
+        model,
+        args,
+        options,
+        data,
+        data.longest_row() + question,
+        data_collator=ClassificationCollator(
+            processor, options.with_question, channel_dropout=options.channel_dropout
+        ),
+        eval_data_collator=ClassificationCollator(processor, options.with_question),
+        # the Trainer aligns special tokens with a processor's text tokenizer, which must be there for that
+        processing_class=processor if processor.tokenizer is not None else processor.feature_extractor,
+    )
+    if status := train(trainer, options, data):
+        return status
+    source = provenance(__file__, trainer, data, recipe, {"model": options.model, "provenance": before})
+    model.config.provenance = source
+    finish(trainer, data, source, data.tasks, write=processor.save_pretrained)
+    return 0
+
+
+def common_answers(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The answers of all tasks, which are the classes.
+
+    Raises:
+        ValueError: the tasks have different ones.
+    """
+    first = tasks[0]
+    for task in tasks:
+        if task.classes != first.classes:
+            raise ValueError(
+                f"{first.name} is answered by {', '.join(first.classes)}, {task.name} by {', '.join(task.classes)}: "
+                "one head has one set of classes. Train a classifier for each, or tune a language model on both "
+                "(scripts/instruction_tune.py)."
+            )
+    return first.classes
+
+
+def starting_model(options: ClassifierOptions, classes: Sequence[str]) -> tuple[Any, NeuroLMProcessor]:
+    """The model with its head, frozen where it is not to be trained, and its processor."""
+    model: Any
+    model, processor = load_classifier(str(options.model), classes, options.pooling)
+    if options.with_question and processor.tokenizer is None:
+        raise ValueError(f"{options.model} has no text tokenizer to write a question with: leave --with-question out.")
+    if not hasattr(model, "freeze_eeg_encoder"):  # of a neural tokenizer
+        if not options.tune_eeg_encoder:
+            model.encoder.requires_grad_(False)
+    elif options.tune_eeg_encoder:
+        model.config.freeze_eeg_encoder = False
+        model.model.eeg_encoder.requires_grad_(True)
+        model.freeze_eeg_encoder()
+    return model, processor
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What is opened for an evaluation: models, adapters, splits of prepared sets; and what is refused or doubted."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from prepared_folders import write_prepared
+from stage_folders import (
+    write_language_model,
+    write_other_recipe,
+    write_sets,
+    write_text_model,
+    write_tokenizer,
+    write_vq,
+)
+from test_lora import stir
+
+from neurolm_hf import NeuroLMForCausalLM, NeuroLMProcessor
+from neurolm_hf.answering import check_recipe, open_model, open_set
+from neurolm_hf.lora import add_adapter, lora_config
+from neurolm_hf.scoring import score_rows
+from neurolm_hf.tasks import load_task
+
+
+WORKLOAD, HMC = load_task("Workload"), load_task("HMC")
+SPLITS = {"train": 4, "validation": 2, "test": 3}
+
+
+def tune(folder, *tasks):
+    """Lets a saved model or adapter say that it was tuned on tasks."""
+    file = folder / "config.json"
+    entries = [task.config_entry() for task in tasks]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"stage": "instruction-tuned", "tasks": entries}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """name -> folder."""
+    root = tmp_path_factory.mktemp("answering")
+    made = {"tokenizer": write_tokenizer(root / "tokenizer")}
+    made["text"] = write_text_model(root / "text", made["tokenizer"])
+    made["vq"] = write_vq(root / "vq")
+    made["pretrained"] = write_language_model(root / "pretrained", made["vq"], made["text"])
+    made["tuned"] = tune(write_language_model(root / "tuned", made["vq"], made["text"]), WORKLOAD)
+    made["workload"] = write_sets(root / "workload", splits=SPLITS)
+    made["corpus"] = write_sets(root / "corpus", "Corpus")
+    made["rescaled"] = write_other_recipe(root / "rescaled")
+    base = NeuroLMForCausalLM.from_pretrained(made["pretrained"])
+    adapted = stir(add_adapter(base, made["pretrained"], lora_config(base)))
+    made["bare"], made["adapter"] = root / "bare", root / "adapter"
+    for name in ("bare", "adapter"):
+        adapted.save_pretrained(made[name])
+    # as scripts/instruction_tune.py leaves it
+    base.config.save_pretrained(made["adapter"])
+    NeuroLMProcessor.from_pretrained(made["pretrained"]).save_pretrained(made["adapter"])
+    tune(made["adapter"], WORKLOAD)
+    return made
+
+
+def scores(folders, name):
+    given, answering = open_set(str(folders["workload"])), open_model(str(folders[name]))
+    return torch.stack([row for _, row in score_rows(answering.model, answering.processor, given.rows, WORKLOAD, 4)])
+
+
+def test_an_adapter_opens_with_its_model(folders):
+    base, adapted, bare = (scores(folders, name) for name in ("pretrained", "adapter", "bare"))
+    assert not torch.allclose(base, adapted, atol=1e-3)
+    torch.testing.assert_close(adapted, bare)
+    assert not open_model(str(folders["adapter"])).model.training
+
+
+def test_a_set_is_of_the_split_behind_its_colon(folders):
+    folder = str(folders["workload"])
+    sets = {split: open_set(f"{folder}:{split}") for split in SPLITS}
+    assert {split: len(one.rows) for split, one in sets.items()} == {"train": 8, "validation": 4, "test": 6}
+    assert open_set(folder).split == "test"
+    assert {one.folder for one in sets.values()} == {folder}
+    assert sets["test"].task == WORKLOAD
+
+
+def test_the_published_protocol(folders, tmp_path):
+    folder = str(folders["workload"])
+    assert open_set(folder).is_published_protocol
+    assert not open_set(f"{folder}:validation").is_published_protocol
+    for name, changes in (("split", {"split_rule": "subject"}), ("other", {"task_file": {"notch_hz": 60}})):
+        copy = write_sets(tmp_path / name, splits={"test": 2})
+        file = copy / "preparation.json"
+        made = json.loads(file.read_text())
+        made |= {key: {**made[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
+        file.write_text(json.dumps(made))
+        assert not open_set(str(copy)).is_published_protocol
+    own = write_prepared(tmp_path / "own", [("a.edf", "a", "test")], name="Mine")
+    assert not open_set(str(own)).is_published_protocol
+
+
+def test_sets_that_cannot_be_evaluated(folders, tmp_path):
+    with pytest.raises(ValueError, match="prepared for Corpus, which asks nothing: evaluation needs a task"):
+        open_set(str(folders["corpus"]))
+    with pytest.raises(ValueError, match="no rows in split 'test'; splits with rows: train, validation"):
+        open_set(str(write_sets(tmp_path / "set")))
+    with pytest.raises(FileNotFoundError, match="holds no prepared recordings"):
+        open_set(str(tmp_path / "absent"))
+
+
+def test_windows_of_another_recipe_are_refused(folders):
+    answering = open_model(str(folders["tuned"]))
+    check_recipe(open_set(str(folders["workload"])), answering)
+    with pytest.raises(ValueError, match=r"another recipe than that of .*tuned: scale 10.0 and 100.0.*--model"):
+        check_recipe(open_set(f"{folders['rescaled']}:validation"), answering)
+
+
+def test_doubts(folders):
+    given, tuned = open_set(str(folders["workload"])), open_model(str(folders["tuned"]))
+    asked = {task.name: dataclasses.replace(given, task=task) for task in (WORKLOAD, HMC)}
+    assert tuned.doubts(asked["Workload"]) == []
+    (doubt,) = tuned.doubts(asked["HMC"])
+    assert doubt.endswith("was never tuned on this question; its tasks are Workload.")
+    # it is the question that counts, not the name
+    for change, doubts in (({"name": "Mine"}, 0), ({"question": "Question: Is it?"}, 1)):
+        changed = dataclasses.replace(given, task=dataclasses.replace(WORKLOAD, **change))
+        assert len(tuned.doubts(changed)) == doubts
+    assert open_model(str(folders["adapter"])).doubts(given) == []
+    (doubt,) = open_model(str(folders["bare"])).doubts(given)
+    assert doubt.endswith("does not say which tasks it was tuned on.")
+    (doubt,) = open_model(str(folders["pretrained"])).doubts(given)
+    assert doubt.endswith("was never instruction-tuned: its answers mean nothing.")
+
+
+def test_subjects_whom_the_model_was_tuned_on(folders):
+    given, tuned = open_set(str(folders["workload"])), open_model(str(folders["tuned"]))
+    for task, subjects, doubts in (
+        ("Workload", ["train0", "test2", "test0"], 1),
+        ("Workload", ["train0"], 0),
+        ("HMC", ["test0"], 0),
+    ):
+        tuned.config.provenance = {"data": [{"task": task, "subjects": subjects}]}
+        assert len(tuned.doubts(given)) == doubts
+    tuned.config.provenance = {"data": [{"task": "Workload", "subjects": ["test2", "test0"]}]}
+    assert tuned.doubts(given)[0].endswith("was tuned on 2 of these subjects, test0 among them.")
+
+
+def test_what_answers_nothing(folders, tmp_path):
+    for name, message in (("vq", "is a neurolm_vq, which answers nothing"), ("text", "is a gpt2, which answers")):
+        with pytest.raises(ValueError, match=message):
+            open_model(str(folders[name]))
+    with pytest.raises(ValueError, match=r"holds no model: there is no config\.json"):
+        open_model(str(tmp_path))
+    classifier = write_language_model(tmp_path / "classifier", folders["vq"], folders["text"])
+    file = classifier / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["NeuroLMForSequenceClassification"]}))
+    with pytest.raises(ValueError, match="is a NeuroLMForSequenceClassification, which reads no questions"):
+        open_model(str(classifier))
