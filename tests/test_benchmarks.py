@@ -35,7 +35,7 @@ def table(text: str) -> list[list[str]]:
     ("stage", "windows", "ways"),
     [
         pytest.param("tokenizer", 3, 3, marks=pytest.mark.slow),
-        ("pretraining", 3, 4),
+        pytest.param("pretraining", 3, 4, marks=pytest.mark.slow),
         pytest.param("instruction", 6, 6, marks=pytest.mark.slow),
     ],
 )
