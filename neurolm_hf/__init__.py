@@ -69,9 +69,10 @@ def _register(auto_module: ModuleType) -> None:
         return
     if auto_module.__name__ == _PIPELINES_MODULE:
         registry, name = auto_module.PIPELINE_REGISTRY, "eeg-question-answering"
+        # its import may end in this very registration
+        pipeline_class = __getattr__("EEGQuestionAnsweringPipeline")
         if name not in registry.supported_tasks:
-            models = (auto_module.AutoModelForCausalLM,)
-            registry.register_pipeline(name, __getattr__("EEGQuestionAnsweringPipeline"), pt_model=models)
+            registry.register_pipeline(name, pipeline_class, pt_model=(auto_module.AutoModelForCausalLM,))
         return
     for auto_class, config, name in _AUTO_CLASSES[auto_module.__name__]:
         getattr(auto_module, auto_class).register(__getattr__(config), __getattr__(name), exist_ok=True)

@@ -167,9 +167,15 @@ def _is_adapter(source: str) -> bool:
 
 def _subjects_tuned_on(provenance: Mapping[str, Any], task: str) -> set[str]:
     """Whom the training saw for a task, where a stage of this package has written the provenance."""
-    data = provenance.get("data")
-    entries = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
-    return {name for one in entries if one.get("task") == task for name in one.get("subjects", [])}
+    subjects: set[str] = set()
+    while provenance:
+        data = provenance.get("data")
+        entries = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+        subjects |= {name for one in entries if one.get("task") == task for name in one.get("subjects", [])}
+        # what it was tuned on before it was tuned further
+        before = provenance.get("started_from")
+        provenance = (before.get("provenance") or {}) if isinstance(before, Mapping) else {}
+    return subjects
 
 
 def _is_shipped(task: Task) -> bool:

@@ -159,6 +159,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
     - **prior** -- answer -> probability, of [`measure_prior`]: the model's preference for some answers, taken out.
     - **generate** -- let the model write as well (greedily): `written` and `parsed` stand beside the probabilities.
     - **unknown_channels** -- `raise` or `drop`; where the task names channels, what it does not name is left out.
+    - **unit** -- of the values of files and MNE objects, such as `uV`, where MNE's volts are wrong.
     - **batch_size** -- windows that are read at a time, of several recordings too; **device**, **dtype** as always.
 
     An answer is scored as a whole, its end of text included: EEG, question and all answers are read in one pass
@@ -184,6 +185,11 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
+        if any("ForCausalLM" not in name for name in self.model.config.architectures or []):
+            raise ValueError(
+                f"{self.model.config.name_or_path} holds a {self.model.config.architectures[0]}, which has no words "
+                "to answer with: open a NeuroLMForCausalLM."
+            )
         self.model.eval()
 
     def measure_prior(self, recordings: Sequence[Any], **asked: Any) -> dict[str, float]:
@@ -197,16 +203,23 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         Returns:
             answer -> geometric mean of its probability over all windows, normalised.
         """
-        answers = [window for one in self(list(recordings), **asked) for window in one]
-        if not answers:
-            raise ValueError("A prior needs at least one window.")
+        if not recordings:
+            raise ValueError("A prior needs recordings, at least one.")
+        own = self._postprocess_params.pop("prior", None)
+        try:
+            answers = [window for one in self(list(recordings), **{**asked, "prior": None}) for window in one]
+        finally:
+            if own is not None:
+                self._postprocess_params["prior"] = own
+        if "probabilities" not in answers[0]:
+            raise ValueError("A prior is of allowed answers: give candidate_answers, or a task.")
         probabilities = torch.tensor([list(window["probabilities"].values()) for window in answers])
         mean = torch.softmax(probabilities.double().clamp(min=1e-12).log().mean(0), dim=0)
         return dict(zip(answers[0]["probabilities"], mean.tolist(), strict=True))
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         of_question = ("task", "question", "candidate_answers", "window_seconds", "examples")
-        of_reading = ("stride_seconds", "unknown_channels")
+        of_reading = ("stride_seconds", "unknown_channels", "unit")
         of_answer = ("length_normalization", "prior")
         known = (*of_question, *of_reading, *of_answer, "generate")
         if unknown := sorted(parameters.keys() - set(known)):
@@ -226,14 +239,15 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         examples: Sequence[tuple[Any, ...]] = (),
         stride_seconds: float | None = None,
         unknown_channels: str | None = None,
+        unit: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """One dict a window, of one recording."""
         # an adapter hands this on to the model that it wraps
         self.model.warn_if_untuned()
         asks = self._question(task, question, candidate_answers)
-        asked = self._asked(asks, examples, window_seconds, unknown_channels)
+        asked = self._asked(asks, examples, window_seconds, unknown_channels, unit)
         extractor = self._extractor(asks, window_seconds, stride_seconds)
-        prepared = _prepare(extractor, input_, asks, unknown_channels)
+        prepared = _prepare(extractor, input_, asks, unknown_channels, unit)
         of_epochs = len(prepared) > 1 or is_epochs(input_)
         spans = [(epoch, *span) for epoch, one in enumerate(prepared) for span in extractor.window_spans(one)]
         for place, (epoch, start, stop) in enumerate(spans):
@@ -330,6 +344,8 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         if question is not None:
             if task is not None:
                 raise ValueError("Give a task, or a question of your own with its candidate_answers, not both.")
+            if isinstance(candidate_answers, str):
+                raise ValueError(f"candidate_answers is a list of texts, not the one text {candidate_answers!r}.")
             answers = tuple(candidate_answers or ())
             if len(answers) == 1 or len(set(answers)) < len(answers) or any(not a.strip() for a in answers):
                 raise ValueError(f"candidate_answers must be two or more different texts, got {list(answers)}.")
@@ -359,6 +375,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         examples: Sequence[tuple[Any, ...]],
         window_seconds: float | None,
         unknown_channels: str | None,
+        unit: str | None,
     ) -> Asked:
         tokenizer = self.processor.tokenizer
         prompt = continuation_ids(tokenizer, write_prompt(question.text, question.answers))
@@ -371,7 +388,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
                 raise ValueError(
                     f"examples: {answer!r} of example {number} is none of the answers {', '.join(question.answers)}."
                 )
-            prepared = _prepare(extractor, recording, question, unknown_channels)
+            prepared = _prepare(extractor, recording, question, unknown_channels, unit)
             if start and len(prepared) == 1:
                 length = extractor.window_length(len(prepared[0].ch_names)) * extractor.patch_size
                 first = round(start[0] * extractor.sampling_rate)
@@ -397,9 +414,8 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         if seconds is not None:
             extractor.window_seconds = seconds
         if stride_seconds is not None:
-            if stride_seconds <= 0:
-                raise ValueError(f"stride_seconds must be above 0, got {stride_seconds}.")
             extractor.stride_seconds = stride_seconds
+        extractor.check_settings()
         return extractor
 
 
@@ -416,12 +432,12 @@ def parse_answer(written: str, answers: Sequence[str]) -> str | None:
 
 
 def _prepare(
-    extractor: EEGFeatureExtractor, recording: Any, question: Question, unknown_channels: str | None
+    extractor: EEGFeatureExtractor, recording: Any, question: Question, unknown_channels: str | None, unit: str | None
 ) -> list[PreparedEEG]:
     """The recording, or each of its epochs, with the channels that the question is about."""
     if unknown_channels is None:
         unknown_channels = "raise" if question.channels is None else "drop"
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {} if unit is None else {"unit": unit}
     if isinstance(recording, Mapping):
         if wrong := sorted(recording.keys() ^ ARRAY_KEYS):
             raise ValueError(
@@ -439,6 +455,6 @@ def _prepare(
 
 
 def _log_prior(prior: Mapping[str, float], names: Sequence[str]) -> torch.Tensor:
-    if prior.keys() != set(names) or min(prior.values()) <= 0:
+    if prior.keys() != set(names) or not all(value > 0 for value in prior.values()):
         raise ValueError(f"prior must give each of {', '.join(names)} a probability above 0, got {dict(prior)}.")
     return torch.tensor([prior[name] for name in names], dtype=torch.float64).log()

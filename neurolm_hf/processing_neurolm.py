@@ -380,9 +380,10 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         self.do_filter = do_filter
         self.do_notch = do_notch
         self.do_rescale = do_rescale
-        self._validate()
+        self.check_settings()
 
-    def _validate(self) -> None:
+    def check_settings(self) -> None:
+        """A ValueError for settings that make no recipe or no windows; the message names the setting."""
         if self.patch_size != self.sampling_rate:
             raise ValueError(
                 f"a patch is one second: patch_size ({self.patch_size}) equals sampling_rate ({self.sampling_rate})."

@@ -139,6 +139,9 @@ def test_subjects_whom_the_model_was_tuned_on(folders):
         assert len(tuned.doubts(given)) == doubts
     tuned.config.provenance = {"data": [{"task": "Workload", "subjects": ["test2", "test0"]}]}
     assert tuned.doubts(given)[0].endswith("was tuned on 2 of these subjects, test0 among them.")
+    # tuned on with another task
+    tuned.config.provenance = {"data": [], "started_from": {"provenance": tuned.config.provenance}}
+    assert tuned.doubts(given)[0].endswith("was tuned on 2 of these subjects, test0 among them.")
 
 
 def test_what_answers_nothing(folders, tmp_path):

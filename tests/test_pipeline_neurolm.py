@@ -307,7 +307,11 @@ def test_annotations_lie_where_the_windows_are(pipe: Any, tmp_path: Path) -> Non
         ({"task": "Workload", "examples": [(as_raw(2), "Maybe")]}, "'Maybe' of example 0"),
         ({"task": "Workload", "examples": [(as_raw(5), "Yes")]}, "example 0 makes 2 windows"),
         ({"task": "Workload", "prior": {"Yes": 1.0}}, "prior must give each of No, Yes"),
-        ({"task": "Workload", "stride_seconds": 0}, "stride_seconds must be above 0"),
+        ({"task": "Workload", "prior": {"Yes": 1.0, "No": float("nan")}}, "prior must give each of No, Yes"),
+        ({"question": "Why?", "candidate_answers": "Yes"}, "a list of texts"),
+        ({"task": "Workload", "stride_seconds": 0}, "stride_seconds is a whole number of samples"),
+        ({"task": "Workload", "window_seconds": 2.5}, "window_seconds is a whole number of at least 1"),
+        ({"task": "Workload", "window_seconds": 0}, "window_seconds is a whole number of at least 1"),
     ],
 )
 def test_what_cannot_be_asked_is_said(pipe: Any, asked: dict[str, Any], message: str) -> None:
@@ -322,6 +326,30 @@ def test_wrong_arguments_and_arrays_are_named(pipe: Any) -> None:
         pipe({"eeg": microvolts(4), "ch_names": CHANNELS, "sampling_rate": RATE}, task="Workload")
     with pytest.raises(ValueError, match="no channel O2"):
         pipe(as_raw(4).pick(["C3", "C4"]), task="Sleep")
+
+
+def test_a_prior_is_measured_without_the_one_that_is_set(model: Any, processor: Any) -> None:
+    given = {"question": "Is it high?", "candidate_answers": ["Yes", "No"]}
+    plain = model.as_pipeline(processor, device="cpu", **given)
+    prior = plain.measure_prior([as_raw(4)])
+    again = model.as_pipeline(processor, device="cpu", prior={"Yes": 0.9, "No": 0.1}, **given)
+    assert again.measure_prior([as_raw(4)]) == pytest.approx(prior)
+    assert again(as_raw(4))[0]["probabilities"]["Yes"] < plain(as_raw(4))[0]["probabilities"]["Yes"]
+    with pytest.raises(ValueError, match="at least one"):
+        plain.measure_prior([])
+    with pytest.raises(ValueError, match="allowed answers"):
+        model.as_pipeline(processor, device="cpu").measure_prior([as_raw(4)], question="What is it?")
+
+
+def test_units_and_models_that_are_not_what_they_seem(pipe: Any, model: Any, processor: Any) -> None:
+    wrong = mne.io.RawArray(microvolts(4), mne.create_info(CHANNELS, RATE, "eeg"), verbose=False)
+    with pytest.raises(ValueError, match="unit='uV'"):
+        pipe(wrong, task="Workload")
+    assert_same(pipe(wrong, task="Workload", unit="uV"), pipe(as_raw(4), task="Workload"))
+    of_classes = NeuroLMForCausalLM(NeuroLMConfig.from_dict(model.config.to_dict()))
+    of_classes.config.architectures = ["NeuroLMForSequenceClassification"]
+    with pytest.raises(ValueError, match="NeuroLMForSequenceClassification, which has no words"):
+        of_classes.as_pipeline(processor, device="cpu")
 
 
 def test_an_untuned_model_warns(model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
