@@ -79,7 +79,7 @@ class PretrainingCollator:
         self._texts = _Texts(texts, text_blocks, texts_per_row, processor.tokenizer)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        batch = _eeg_and_text(self.processor, rows, [self.processor.eeg_token] * len(rows))
+        batch = eeg_and_text(self.processor, rows, [self.processor.eeg_token] * len(rows))
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
         names = [row_name(row) for row in rows]
         return {**batch, "labels": labels, **self._texts.batch(rows), "rows": names}
@@ -123,7 +123,7 @@ class InstructionCollator:
         tokenizer = self.processor.tokenizer
         prompts = [self.processor.eeg_token + task.prompt() for _, task, _ in asked]
         answers = [completion_ids(tokenizer, task, answer) for _, task, answer in asked]
-        batch = _append(_eeg_and_text(self.processor, [row for row, _, _ in asked], prompts), answers, tokenizer)
+        batch = _append(eeg_and_text(self.processor, [row for row, _, _ in asked], prompts), answers, tokenizer)
         lengths = torch.tensor([len(ids) for ids in answers]).unsqueeze(1)
         real = batch["attention_mask"]
         from_end = real.flip(1).cumsum(1).flip(1)  # 1 at the last token of a row, 2 at the one before
@@ -189,7 +189,7 @@ class ClassificationCollator:
             return {**self._eeg_alone(rows), "labels": labels}
         placed = [self.processor.eeg_token + self._prompt(row) for row in rows]
         names = [row_name(row) for row in rows]
-        return {**_eeg_and_text(self.processor, rows, placed), "labels": labels, "rows": names}
+        return {**eeg_and_text(self.processor, rows, placed), "labels": labels, "rows": names}
 
     def _prompt(self, row: Row) -> str:
         if not self.with_question:
@@ -347,8 +347,17 @@ class _Texts:
         return until[1] - until[0]
 
 
-def _eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], placed: list[str]) -> dict[str, torch.Tensor]:
-    """Model inputs of prepared windows, each placed in its text."""
+def eeg_and_text(processor: NeuroLMProcessor, rows: Sequence[Row], placed: list[str]) -> dict[str, torch.Tensor]:
+    """Model inputs of prepared windows, each placed in its text.
+
+    Args:
+        processor: of the model.
+        rows: prepared windows, each with its `signal` or its `eeg_features`.
+        placed: a text for each window, with one placeholder.
+
+    Raises:
+        ValueError: what `checked_signal` refuses.
+    """
     extractor = processor.feature_extractor
     cached = bool(rows) and "eeg_features" in rows[0]
     signals = [_stand_in(extractor, row) if cached else _signal(extractor, row) for row in rows]

@@ -4,6 +4,7 @@ Whatever gives each window a probability for each answer is judged by `judge`: a
 classifier. Values are computed through the `evaluate` library by `answer_metrics`, intervals by drawing subjects.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from .metrics import (
 )
 from .pipeline_neurolm import parse_answer
 from .scoring import score_rows, true_class
-from .storage import load_prepared, row_signal
+from .storage import batches_of, load_prepared, row_signal
 from .written_answers import NO_ANSWER, reference_class, reference_scores, write_answers
 
 
@@ -245,16 +246,22 @@ def _values(
     labels: NDArray[np.int64], probabilities: NDArray[np.floating], names: Sequence[str]
 ) -> dict[str, float | None]:
     """Metrics through `evaluate`; None for what these windows leave undefined."""
+    given = {"predictions": probabilities.tolist(), "references": labels.tolist()}
+    values: dict[str, float | None] = {}
+    for name in names:
+        value = _metric_module(name).compute(**given)[name]
+        values[name] = None if np.isnan(value) else value
+    return values
+
+
+@functools.cache
+def _metric_module(name: str) -> Any:
+    """What `evaluate` makes of our module for a metric, opened once for model, baseline and chance."""
     try:
         import evaluate
     except ImportError as error:
         raise ImportError('Metrics need evaluate: pip install "neurolm_hf[evaluation]"', name="evaluate") from error
-    values: dict[str, float | None] = {}
-    for name in names:
-        module = evaluate.load(ANSWER_METRICS_MODULE, name, keep_in_memory=True)
-        value = module.compute(predictions=probabilities.tolist(), references=labels.tolist())[name]
-        values[name] = None if np.isnan(value) else value
-    return values
+    return evaluate.load(ANSWER_METRICS_MODULE, name, keep_in_memory=True)
 
 
 def _scored_answers(
@@ -326,8 +333,7 @@ def _band_power(rows: Any) -> tuple[NDArray[np.float64], tuple[tuple[str, ...], 
     """Features (windows, channels x bands) of windows that must have the same channels and samples, and these."""
     features: list[NDArray[np.float64]] = []
     montage: Any = None
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        part = [rows[index] for index in range(start, min(start + ROWS_AT_A_TIME, len(rows)))]
+    for part in batches_of(rows, ROWS_AT_A_TIME):
         signals = [row_signal(row) for row in part]
         found = {(tuple(row["channels"]), signal.shape[1]) for row, signal in zip(part, signals, strict=True)}
         montage = found.pop() if montage is None else montage

@@ -229,9 +229,8 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         postprocess = {name: value for name, value in given.items() if name in of_answer}
         return preprocess, {name: given[name] for name in ("generate",) if name in given}, postprocess
 
-    def preprocess(  # type: ignore[override]  # the base class is not typed
+    def _settle(
         self,
-        input_: Any,
         task: str | None = None,
         question: str | None = None,
         candidate_answers: Sequence[str] | None = None,
@@ -240,14 +239,25 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         stride_seconds: float | None = None,
         unknown_channels: str | None = None,
         unit: str | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """One dict a window, of one recording."""
+    ) -> dict[str, Any]:
+        """What `preprocess` needs beside a recording."""
         # an adapter hands this on to the model that it wraps
         self.model.warn_if_untuned()
         asks = self._question(task, question, candidate_answers)
         asked = self._asked(asks, examples, window_seconds, unknown_channels, unit)
         extractor = self._extractor(asks, window_seconds, stride_seconds)
-        prepared = _prepare(extractor, input_, asks, unknown_channels, unit)
+        return {"asked": asked, "extractor": extractor, "unknown_channels": unknown_channels, "unit": unit}
+
+    def preprocess(  # type: ignore[override]  # the base class is not typed
+        self,
+        input_: Any,
+        asked: Asked,
+        extractor: EEGFeatureExtractor,
+        unknown_channels: str | None,
+        unit: str | None,
+    ) -> Iterator[dict[str, Any]]:
+        """One dict a window, of one recording."""
+        prepared = _prepare(extractor, input_, asked.question, unknown_channels, unit)
         of_epochs = len(prepared) > 1 or is_epochs(input_)
         spans = [(epoch, *span) for epoch, one in enumerate(prepared) for span in extractor.window_spans(one)]
         for place, (epoch, start, stop) in enumerate(spans):
@@ -268,7 +278,8 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         postprocess_params: dict[str, Any],
     ) -> Iterator[EEGAnswers]:
         """As the base class, but with the padding that NeuroLM's inputs need."""
-        windows = PipelineChunkIterator(inputs, self.preprocess, preprocess_params)
+        # once a call, for examples are recordings too
+        windows = PipelineChunkIterator(inputs, self.preprocess, self._settle(**preprocess_params))
         loader = DataLoader(windows, num_workers=min(num_workers, 1), batch_size=batch_size, collate_fn=self._collate)
         of_recording: list[dict[str, Any]] = []
         for batch in loader:

@@ -3,6 +3,7 @@
 `baseline.logistic_probabilities` fits it. What it finds, the features hold; what it misses, a training may still find.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.utils.logging import tqdm
 
 from .channels_neurolm import CHANNEL_VOCABULARY
 from .modeling_neurolm import NeuroLMForSequenceClassification, NeuroLMVQForSequenceClassification, mean_over
-from .storage import Row
+from .storage import Row, batches_of
 
 
 # Of the 10-20 system: frontal pole, frontal, temporal, central, parietal, occipital.
@@ -88,10 +89,11 @@ def _of_batches(
         raise ValueError("There are no windows whose features could be computed.")
     was_training = model.training
     model.eval()
-    starts, found = range(0, len(rows), batch_size), []
+    batches, found = math.ceil(len(rows) / batch_size), []
+    parts = tqdm(batches_of(rows, batch_size), total=batches, desc="features", unit="batch", disable=batches == 1)
     try:
-        for start in tqdm(starts, desc="features", unit="batch", disable=len(starts) == 1):
-            batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
+        for part in parts:
+            batch = collate(part)
             # names are no input, and labels are not to be looked at
             named = {name: values for name, values in batch.items() if name not in ("rows", "labels")}
             inputs = {name: values.to(model.device) for name, values in named.items()}

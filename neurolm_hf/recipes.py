@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, logging
 
+from .command_line import options_parser
 from .devices import require_deepspeed, settle_deepspeed
 
 
@@ -264,14 +265,13 @@ def _as_argument(value: Any) -> str:
 
 def _parser(kind: type, description: str) -> HfArgumentParser:
     """Explains the stage's own options and the most needed of the Trainer's."""
-    parser = HfArgumentParser(
-        [kind, StageTrainingArguments],  # type: ignore[list-item]  # theirs is opaque
+    parser = options_parser(
+        kind,
+        StageTrainingArguments,
         description=description,
         usage="%(prog)s [RECIPE.yaml] --train-data FOLDER ... --output-dir FOLDER [options]",
         epilog="Other arguments of transformers.TrainingArguments are taken too, here and in recipes.\n"
         "NEUROLM_TRACEBACK=1 in the environment shows where an error came from.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     trainer_arguments = {field.name for field in fields(StageTrainingArguments)}
     for action in parser._actions:

@@ -9,11 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional
 from transformers.utils.logging import tqdm
 
-from .collators import checked_signal
+from .collators import eeg_and_text
 from .modeling_neurolm import NeuroLMForCausalLM
 from .processing_neurolm import NeuroLMProcessor
 from .prompts import completion_ids
-from .storage import Row
+from .storage import Row, batches_of
 from .tasks import Task
 
 
@@ -87,18 +87,13 @@ def score_rows(
     Raises:
         ValueError: what `checked_signal` refuses.
     """
-    extractor = processor.feature_extractor
-    for start in range(0, len(rows), batch_size):
-        part = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
-        scores = answer_log_likelihoods(
-            model,
-            processor,
-            [[checked_signal(extractor, row)] for row in part],
-            task,
-            batch_size,
-            ch_names=[[list(row["channels"])] for row in part],
-            prepared_by=extractor.recipe_id,
-        )
+    completions = [completion_ids(processor.tokenizer, task, answer) for answer in task.classes]
+    for part in batches_of(rows, batch_size):
+        inputs = eeg_and_text(processor, part, [processor.eeg_token + task.prompt()] * len(part))
+        with torch.no_grad():
+            scores = model.score_answers(
+                completions, **{name: tensor.to(model.device) for name, tensor in inputs.items()}
+            )
         yield from zip(part, scores, strict=True)
 
 

@@ -26,7 +26,7 @@ samples). Parquet files are compressed by zstd with the two bytes of each number
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,12 @@ def encode_row(
         "answer": answer,
         "recipe_id": recipe_id,
     }
+
+
+def batches_of(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Rows in turn, so many at a time, each read once."""
+    for start in range(0, len(rows), size):
+        yield [rows[index] for index in range(start, min(start + size, len(rows)))]
 
 
 def row_signal(row: Mapping[str, Any]) -> NDArray[np.float32]:

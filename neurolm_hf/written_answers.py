@@ -1,5 +1,6 @@
 """Answers that a model writes by itself, token by token, and how NeuroLM's reference code reads and scores them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers.utils.logging import tqdm
 
-from .collators import checked_signal
+from .collators import eeg_and_text
 from .processing_neurolm import SEP_TOKEN, NeuroLMProcessor
 from .prompts import completion_ids, prompt_ids
-from .storage import Row
+from .storage import Row, batches_of
 from .tasks import Task
 
 
@@ -42,23 +43,19 @@ def write_answers(
     Raises:
         ValueError: what `checked_signal` refuses.
     """
-    tokenizer, extractor = processor.tokenizer, processor.feature_extractor
+    tokenizer = processor.tokenizer
     prompt = prompt_ids(tokenizer, task)
     longest = max(len(completion_ids(tokenizer, task, answer)) for answer in task.classes)
     options: dict[str, Any] = {"max_new_tokens": longest}
     if as_reference:
         options = {"max_new_tokens": REFERENCE_TOKENS, "eos_token_id": None}
     texts: list[str] = []
-    starts = range(0, len(rows), batch_size)
-    for start in tqdm(starts, desc="written answers", unit="batch", disable=len(starts) == 1):
-        part = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
-        batch = processor(
-            eeg=[[checked_signal(extractor, row)] for row in part],
-            text=[task.prompt()] * len(part),
-            ch_names=[[list(row["channels"])] for row in part],
-            prepared_by=extractor.recipe_id,
-            return_tensors="pt",
-        )
+    batches = math.ceil(len(rows) / batch_size)
+    progress = tqdm(
+        batches_of(rows, batch_size), total=batches, desc="written answers", unit="batch", disable=batches == 1
+    )
+    for part in progress:
+        batch = eeg_and_text(processor, part, [processor.eeg_token + task.prompt()] * len(part))
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         written = model.generate(**inputs, do_sample=False, pad_token_id=tokenizer.pad_token_id, **options)
         new = written[:, inputs["input_ids"].shape[1] :].tolist()

@@ -19,16 +19,16 @@ Nothing in a file is run, and no tensor is lost in silence: an unknown or missin
 Exit status: 0 converted, 1 could not be converted, 2 wrong usage.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
-from transformers import HfArgumentParser, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from neurolm_hf import EEGFeatureExtractor, NeuroLMProcessor
+from neurolm_hf.command_line import options_parser
 from neurolm_hf.conversion import convert_neurolm, convert_vq
 from neurolm_hf.processing_neurolm import build_text_tokenizer
 from neurolm_hf.tasks import load_task
@@ -104,12 +104,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Converts, or says in one line why not."""
-    parser = HfArgumentParser(
-        Arguments,  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options_parser(Arguments, description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
     if problem := usage_problem(options):
         parser.error(problem)

@@ -26,14 +26,14 @@ divided by the seconds a step of a short training on one of them, and by its pea
 Exit status: 0 told, 1 could not be told, 2 wrong usage.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from neurolm_hf.command_line import options_parser
 from neurolm_hf.configuration_neurolm import GPT2_SIZES, NeuroLMConfig, NeuroLMVQConfig
 from neurolm_hf.costs import Cost, Devices, Schedule, costs_of, ranks_of, step_of
 from neurolm_hf.dry_run import Batch, DryRun, Setup, Stage
@@ -160,12 +160,7 @@ class Estimate:
 
 def main(arguments: list[str] | None = None) -> None:
     """Tells, or says in one line why not."""
-    parser = HfArgumentParser(
-        Arguments,  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options_parser(Arguments, description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
     if problem := usage_problem(options):
         parser.error(problem)

@@ -16,7 +16,6 @@ that the head is new, and nothing reads it. In brackets: 95% intervals that draw
 Exit status: 0 finished, 1 failed, 2 wrong usage.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import HfArgumentParser
 
 from neurolm_hf.answering import open_set
 from neurolm_hf.baseline import logistic_probabilities
 from neurolm_hf.collators import ClassificationCollator
+from neurolm_hf.command_line import options_parser
 from neurolm_hf.dataset_card import markdown_table
 from neurolm_hf.evaluation import BASELINE, CHANCE, Windows, baseline_of_set, judge
 from neurolm_hf.evaluation_report import TITLES, with_interval
@@ -68,12 +67,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Judges and prints the table, or says in one line why not."""
-    parser = HfArgumentParser(
-        Arguments,  # type: ignore[arg-type]  # theirs is opaque
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options_parser(Arguments, description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
     try:
         run(options)

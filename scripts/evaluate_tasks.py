@@ -22,16 +22,15 @@ OUTPUT_DIR gets results.json, results.md, and model-index.yaml for the head of a
 Exit status: 0 finished, 1 failed, 2 wrong usage.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import HfArgumentParser
 
 from neurolm_hf.answering import check_recipe, open_model, open_set
+from neurolm_hf.command_line import options_parser
 from neurolm_hf.cpu import make_cpu_fast
 from neurolm_hf.evaluation import evaluate_set
 from neurolm_hf.evaluation_report import Evaluation, read_published
@@ -74,12 +73,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluates and prints the tables, or says in one line why not."""
-    parser = HfArgumentParser(
-        Arguments,  # type: ignore[arg-type]  # theirs is opaque
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options_parser(Arguments, description=__doc__)
     try:
         (options,) = parser.parse_args_into_dataclasses(arguments)
     except ValueError as error:

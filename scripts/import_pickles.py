@@ -12,12 +12,10 @@ killed, it goes on.
 Exit status: 0 all imported, 1 some or all could not be (or the output cannot be written), 2 wrong usage.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
+from neurolm_hf.command_line import options_parser
 from neurolm_hf.reference_pickles import REFUSED, import_pickles
 from neurolm_hf.tasks import load_task
 
@@ -36,12 +34,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Imports, prints the summary, and leaves with 1 where anything was refused."""
-    parser = HfArgumentParser(
-        Arguments,  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options_parser(Arguments, description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
     try:
         summary = import_pickles(load_task(options.task), options.input, options.output, options.workers)

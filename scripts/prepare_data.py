@@ -22,7 +22,6 @@ usage, or an input that does not fit the task.
 Tasks:
 """
 
-import argparse
 import signal
 import sys
 import textwrap
@@ -32,8 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from transformers import HfArgumentParser
-
+from neurolm_hf.command_line import options_parser
 from neurolm_hf.dataset_card import push_prepared
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.prepared_set import Summary
@@ -95,12 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     tasks = [load_task(file).describe() for file in sorted(TASK_FILES.glob("*.json"))]
     tasks = [textwrap.fill(line, 115, initial_indent="  ", subsequent_indent="      ") for line in tasks]
-    parser = HfArgumentParser(
-        Arguments,  # type: ignore[arg-type]
-        description="\n".join([str(__doc__).rstrip(), *tasks]).replace("%", "%%"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options_parser(Arguments, description="\n".join([str(__doc__).rstrip(), *tasks]).replace("%", "%%"))
     (options,) = parser.parse_args_into_dataclasses(arguments)
     try:
         summary = prepare(options)

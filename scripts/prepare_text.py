@@ -18,12 +18,10 @@ again after it was killed, it goes on after its last finished shard and ends wit
 Exit status: 0 prepared, 1 could not be prepared, 2 wrong usage.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
+from neurolm_hf.command_line import options_parser
 from neurolm_hf.text import gpt2_encoder, prepare_text, read_dataset, read_files, text_files, transformers_encoder
 
 
@@ -58,12 +56,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Prepares, or says in one line why not."""
-    parser = HfArgumentParser(
-        Arguments,  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options_parser(Arguments, description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
     if problem := usage_problem(options):
         parser.error(problem)

@@ -10,7 +10,6 @@ thing at a time is changed. Stopped or killed, the same command goes on where it
 Exit status: 0 finished, 1 failed, 2 wrong usage.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -28,10 +27,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the Hub
 import numpy as np
 import yaml
 from numpy.typing import ArrayLike
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, HfArgumentParser, set_seed
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, set_seed
 
 from neurolm_hf.baseline import baseline_probabilities, logistic_probabilities
 from neurolm_hf.collators import EEGCollator
+from neurolm_hf.command_line import options_parser
 from neurolm_hf.metrics import Interval, auroc, balanced_accuracy, interval_over_subjects
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.probe import region_features
@@ -438,12 +438,7 @@ def losses(output: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser(
-        StudyArguments,  # type: ignore[arg-type]  # theirs is opaque
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options_parser(StudyArguments, description=__doc__)
     try:
         main(*parser.parse_args_into_dataclasses())
     except (ValueError, OSError, ImportError) as error:

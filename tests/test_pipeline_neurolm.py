@@ -179,6 +179,18 @@ def test_examples_stand_before_the_window(pipe: Any) -> None:
         assert window["probabilities"]["Yes"] != pytest.approx(other["probabilities"]["Yes"], abs=1e-6)
 
 
+def test_examples_are_prepared_once_a_call(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, prepare = [], EEGFeatureExtractor.prepare
+
+    def count(self: Any, recording: Any, *given: Any, **named: Any) -> Any:
+        prepared.append(recording)
+        return prepare(self, recording, *given, **named)
+
+    monkeypatch.setattr(EEGFeatureExtractor, "prepare", count)
+    pipe([as_raw(2, seed=1), as_raw(4, seed=2)], task="Workload", examples=[(as_raw(2, seed=5), "Yes")])
+    assert len(prepared) == 3
+
+
 def test_written_answers_stand_beside(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = as_raw(4)
     answers = pipe(raw, task="Workload", generate=True)
