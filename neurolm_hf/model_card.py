@@ -122,7 +122,7 @@ def model_card(folder: str | Path, options: CardOptions | None = None) -> str:
     title = (options.name or model.path.resolve().name).rpartition("/")[2]
     sections = [
         f"# {plain_text(title)}\n",
-        *_what_it_is(model),
+        *_what_it_is(model, options),
         *_use(model, options),
         *_training(model),
         *_evaluation(model, evaluation),
@@ -146,7 +146,7 @@ def _head(model: ModelFolder, options: CardOptions, evaluation: "Evaluation | No
     }
     if options.licence is not None:
         about["license"] = hub_licence(options.licence)
-    if base := options.base_model or (model.base_model if _may_be_hub_id(model.base_model) else None):
+    if base := _base_model(model, options):
         about["base_model"] = base
     if options.datasets:
         about["datasets"] = list(options.datasets)
@@ -155,7 +155,7 @@ def _head(model: ModelFolder, options: CardOptions, evaluation: "Evaluation | No
     return ModelCardData(**about)
 
 
-def _what_it_is(model: ModelFolder) -> Iterator[str]:
+def _what_it_is(model: ModelFolder, options: CardOptions) -> Iterator[str]:
     what = {
         "answers": "answers questions about EEG",
         "features": "turns EEG into features and predicts its next codes. It was never tuned to answer questions",
@@ -164,8 +164,8 @@ def _what_it_is(model: ModelFolder) -> Iterator[str]:
     }[model.kind]
     who = "A neural tokenizer of [NeuroLM]" if model.is_neural_tokenizer else "A [NeuroLM]"
     if model.adapter is not None:
-        base = model.base_model
-        of = f" of `{base}`" if base is not None and _may_be_hub_id(base) else ""
+        base = _base_model(model, options)
+        of = f" of `{base}`" if base is not None else ""
         who = f"An adapter ({plain_text(str(model.adapter.get('peft_type', 'PEFT')))}){of}, a [NeuroLM]"
     yield f"{who}(https://arxiv.org/abs/2409.00101) that {what}. {_sizes(model)}\n"
     if model.kind == "classifier" and (classes := model.config.get("id2label")):
@@ -202,7 +202,7 @@ def _use(model: ModelFolder, options: CardOptions) -> Iterator[str]:
     yield "## Use\n"
     if options.name is None:
         yield f"With the path of this folder, or the repository's name, in place of `{PLACEHOLDER}`:\n"
-    yield f"```python\n{_example(model, name)}```\n"
+    yield f"```python\n{_example(model, name, _base_model(model, options))}```\n"
     yield (
         "`recording.edf` stands for any file that [MNE](https://mne.tools) reads; an `mne.io.Raw` or a NumPy array "
         "with its channel names, rate and unit does as well. `trust_remote_code=True` runs the Python files of this "
@@ -210,13 +210,13 @@ def _use(model: ModelFolder, options: CardOptions) -> Iterator[str]:
     )
 
 
-def _example(model: ModelFolder, name: str) -> str:
+def _example(model: ModelFolder, name: str, base: str | None) -> str:
     """Code that opens the model and uses it, for `recording.edf` in the working directory."""
     if model.kind == "answers":
         if model.config and PIPELINE in model.config.get("custom_pipelines", {}):
             return _ASK.format(name=name, task=f", task={model.tasks[0]['name']!r}" if model.tasks else _ANY_QUESTION)
         if model.adapter is not None:
-            return _ASK_ADAPTER.format(name=name, base=model.base_model, question=_ANY_QUESTION)
+            return _ASK_ADAPTER.format(name=name, base=base or "BASE", question=_ANY_QUESTION)
     if model.kind != "classifier":
         auto = "AutoModel" if model.is_neural_tokenizer else "AutoModelForCausalLM"
         return _TOKENS.format(name=name, auto=auto)
@@ -252,7 +252,8 @@ def _training(model: ModelFolder) -> Iterator[str]:
         if model.settings.get("lora"):
             told["rank of LoRA"] = (model.adapter or {}).get("r") or model.settings.get("lora_rank")
         said = ", ".join(f"{name} {plain_text(str(value))}" for name, value in told.items() if value is not None)
-        yield f"Settings of the last training: {said}.\n"
+        if said:
+            yield f"Settings of the last training: {said}.\n"
     yield from _validation(model.results or {})
 
 
@@ -272,7 +273,7 @@ def _training_step(step: Mapping[str, Any]) -> Iterator[str]:
     starts = [str(before[name]) for name in ("model", "vq", "text_model") if isinstance(before.get(name), str)]
     # the path of a folder means nothing elsewhere, and may say whose it is
     named = ", ".join(plain_text(Path(one).name if Path(one).is_absolute() else one) for one in starts)
-    if named or before:
+    if named or (before and not any(before.values())):
         said.append(f"from {named or 'random weights'}")
     yield f"{', '.join(said)}.\n"
     data = [one for one in step.get("data", []) if isinstance(one, Mapping)]
@@ -369,9 +370,12 @@ def _evaluation_of(model: ModelFolder, results: str | Path) -> "Evaluation":
     return evaluation
 
 
-def _may_be_hub_id(name: str | None) -> bool:
-    """Whether a name is one that a repository of the Hub could have, and no folder here."""
-    return name is not None and not Path(name).is_dir() and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name))
+def _base_model(model: ModelFolder, options: CardOptions) -> str | None:
+    """Of an adapter: the Hub id of its model, None where only a folder of this machine is known."""
+    base = options.base_model or model.base_model
+    if base is None or Path(base).is_dir():
+        return None
+    return base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else None
 
 
 def _count(number: int | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RemoteEntryNotFoundError
 
 from . import __version__
 from .dataset_card import read_description
@@ -208,7 +208,7 @@ def _is_edited_there(api: HfApi, repo_id: str, revision: str | None) -> bool:
     """Whether a person has written or changed the card in a repository."""
     try:
         card = Path(api.hf_hub_download(repo_id, CARD, revision=revision))
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return False
     return is_edited(card.read_text(encoding="utf-8"))
 
