@@ -128,10 +128,10 @@ def test_what_is_not_known_is_left_out(tuned):
     assert "From whom it has learnt is not known here" in section(card, "Limits")
 
 
-def test_weights_are_counted(tuned, folders):
-    count = sum(tensor.numel() for tensor in load_file(tuned / "model.safetensors").values())
+def test_weights_are_counted(tuned):
+    count = sum(tensor.size for tensor in load_file(tuned / "model.safetensors").values())
     assert (
-        f"It has {count:,} weights: an EEG encoder of 2 layers, 32 wide, 32 codes of 8 numbers, a gpt2"
+        f"It has {count:,} weights: an EEG encoder of 2 layers, 32 wide, 32 codes of 8 numbers, a language"
         in model_card(tuned)
     )
     (tuned / "model.safetensors").unlink()
@@ -179,10 +179,10 @@ def test_hostile_names_break_nothing(tuned):
     assert titles == ["tuned", "Use", "Training", "Training", "Evaluation", "Limits", "Licence", "Citation"]
     assert {len(row) for row in rows_of(card.split("## Use")[0])} == {3}
     assert len({len(row) for row in rows_of(section(card, "Training"))}) == 1
-    assert "<b>" not in card.split("\n---\n", 1)[1].replace(repr(HOSTILE), "")
+    assert "<b>" not in card.split("\n---\n", 1)[1].replace(json.dumps(HOSTILE), "")
     (code, _) = re.findall(r"```\w+\n(.*?)```", card, re.DOTALL)
     compile(code, "card", "exec")
-    assert repr(HOSTILE) in code
+    assert json.dumps(HOSTILE) in code
 
 
 def test_figures_are_those_of_the_evaluation(tuned, tmp_path):
@@ -230,7 +230,7 @@ def test_what_the_publisher_says(tuned, folders):
     assert (head["license"], head["datasets"]) == ("cc-by-4.0", ["me/workload"])
     assert "Of the weights: cc-by-4.0." in card
     assert "# mine\n" in card
-    assert "model='me/mine'" in card
+    assert 'model="me/mine"' in card
     assert "FOLDER" not in card
 
     head = head_of(model_card(folders / "adapter"))
@@ -313,7 +313,8 @@ def test_the_code_on_the_card_runs(classifiers, name, kind, found, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(
-        code.replace("FOLDER", str(classifiers / name)).replace("'BASE'", repr(str(classifiers / "pretrained"))), names
+        code.replace("FOLDER", str(classifiers / name)).replace('"BASE"', json.dumps(str(classifiers / "pretrained"))),
+        names,
     )
     values = names[found]
     if found == "answers":

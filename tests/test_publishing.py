@@ -187,12 +187,12 @@ def test_whose_card_stays(tuned, hub):
     publish(pack(tuned), "tester/model")
     repository = hub.repositories["model", "tester/model"]
     written = hub.files("tester/model")["README.md"]
-    assert b"model='tester/model'" not in written  # no name was given
+    assert b'model="tester/model"' not in written  # no name was given
 
     # ours is replaced by ours
     publish(pack(tuned, CardOptions(name="tester/model")), "tester/model")
     written = hub.files("tester/model")["README.md"]
-    assert b"model='tester/model'" in written
+    assert b'model="tester/model"' in written
 
     # a person's in the repository stays
     edited = hub.stored(written.replace(b"# model\n", b"# A model of mine\n"), lfs=False)
@@ -308,8 +308,8 @@ def test_cards_run_and_revisions_stay(folders, hub, tmp_path, recording):
     publish(pack(new, names["tuned"]), "tester/tuned")
 
     examples = {name: code_of_card(hub, f"tester/{name}") for name in names}
-    assert "task='Workload'" in examples["tuned"]
-    assert "task='Workload'" in examples["adapter"]
+    assert 'task="Workload"' in examples["tuned"]
+    assert 'task="Workload"' in examples["adapter"]
     client_folder = tmp_path / "client"
     client_folder.mkdir()
     (client_folder / "recording.edf").symlink_to(recording)
