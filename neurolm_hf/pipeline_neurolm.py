@@ -217,6 +217,38 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         mean = torch.softmax(probabilities.double().clamp(min=1e-12).log().mean(0), dim=0)
         return dict(zip(answers[0]["probabilities"], mean.tolist(), strict=True))
 
+    def prepare(self, recording: Any, **asked: Any) -> tuple[Asked, EEGFeatureExtractor, list[PreparedEEG]]:
+        """What a call would read, before it is cut into windows.
+
+        Args:
+            recording, asked: as in a call.
+
+        Returns:
+            What is asked, in token ids; the feature extractor that cuts as this question wants it; the recording, or
+            each of its epochs, with the channels that the question is about.
+        """
+        preprocess, _, _ = self._sanitize_parameters(**asked)
+        settled = self._settle(**{**self._preprocess_params, **preprocess})
+        reading = (settled["asked"].question, settled["unknown_channels"], settled["unit"])
+        return settled["asked"], settled["extractor"], _prepare(settled["extractor"], recording, *reading)
+
+    @torch.no_grad()
+    def score(self, asked: Asked, segments: Sequence[EEGSegment]) -> torch.Tensor:
+        """How likely each allowed answer is about each window, as a call without arguments of its own has it.
+
+        Args:
+            asked: of `prepare`, with allowed answers.
+            segments: windows, which may differ in their channels and in their length.
+
+        Returns:
+            (windows, answers), float64 on the CPU: log-likelihoods, of which the softmax is the probabilities.
+        """
+        inputs = self._inputs(asked, [[*asked.examples, segment] for segment in segments])
+        inputs = self._ensure_tensor_on_device(inputs, self.device)
+        return _adjusted(
+            self.model.score_answers(asked.completions, **inputs).cpu(), asked, **self._postprocess_params
+        )
+
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         of_question = ("task", "question", "candidate_answers", "window_seconds", "examples")
         of_reading = ("stride_seconds", "unknown_channels", "unit")
@@ -293,18 +325,21 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
     def _collate(self, windows: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch of several windows' `preprocess`."""
         asked: Asked = windows[0]["asked"]
-        placeholder = self.processor.eeg_token_id
-        ids = [*asked.prefix, placeholder, *asked.prompt]
-        batch = self.processor.interleave([(ids, window["segments"]) for window in windows])
-        batch["input_values"] = batch["input_values"].to(self.model.dtype)
         spans = [(window["segments"][-1].start, window["segments"][-1].end) for window in windows]
         return {
-            "inputs": dict(batch),
+            "inputs": self._inputs(asked, [window["segments"] for window in windows]),
             "asked": asked,
             "spans": spans,
             "epochs": [window["epoch"] for window in windows],
             "is_last": [window["is_last"] for window in windows],
         }
+
+    def _inputs(self, asked: Asked, rows: Sequence[Sequence[EEGSegment]]) -> dict[str, Any]:
+        """Inputs of the model: a row reads the examples' segments, then that of its own window."""
+        ids = [*asked.prefix, self.processor.eeg_token_id, *asked.prompt]
+        batch = self.processor.interleave([(ids, segments) for segments in rows])
+        batch["input_values"] = batch["input_values"].to(self.model.dtype)
+        return dict(batch)
 
     def _forward(self, input_tensors: dict[str, Any], generate: bool = False) -> Any:  # type: ignore[override]
         inputs, asked = input_tensors["inputs"], input_tensors["asked"]
@@ -335,11 +370,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
                 window["epoch"] = output["epochs"]
             names = asked.question.answers
             if names:
-                scores = output["scores"].double()
-                if length_normalization:
-                    scores = scores / torch.tensor([len(ids) for ids in asked.completions])
-                if prior is not None:
-                    scores = scores - _log_prior(prior, names)
+                scores = _adjusted(output["scores"], asked, length_normalization, prior)
                 probabilities = torch.softmax(scores, dim=0).tolist()
                 window["answer"] = names[int(scores.argmax())]
                 window["probabilities"] = dict(zip(names, probabilities, strict=True))
@@ -463,6 +494,19 @@ def _prepare(
     if not question.drop_channels:
         return prepared
     return [one.pick([name for name in one.ch_names if name not in question.drop_channels]) for one in prepared]
+
+
+def _adjusted(
+    scores: torch.Tensor,
+    asked: Asked,
+    length_normalization: bool = False,
+    prior: Mapping[str, float] | None = None,
+) -> torch.Tensor:
+    """Log-likelihoods (..., answers) with the length of the answers and the model's preference taken out."""
+    scores = scores.double()
+    if length_normalization:
+        scores = scores / torch.tensor([len(ids) for ids in asked.completions])
+    return scores if prior is None else scores - _log_prior(prior, asked.question.answers)
 
 
 def _log_prior(prior: Mapping[str, float], names: Sequence[str]) -> torch.Tensor:
