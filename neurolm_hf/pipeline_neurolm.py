@@ -142,8 +142,9 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
 
     A recording is a path to a file that MNE reads, an `mne.io.Raw`, `mne.Epochs` (each epoch on its own), or a dict
     with `eeg` (channels, samples), `ch_names`, `sampling_rate` and `unit`. It is prepared as the model's
-    feature extractor says, cut into windows, and each window is asked about. A list gives a list; a generator or a
-    dataset gives an iterator, which reads recordings as it goes (put `tqdm` around it for progress).
+    feature extractor says, cut into windows, and each window is asked about. Who asks one recording many things
+    prepares it once: what the model's feature extractor `prepare`d is a recording too. A list gives a list; a
+    generator or a dataset gives an iterator, which reads recordings as it goes (put `tqdm` around it for progress).
 
     Arguments of a call, or (`task` aside) of `pipeline(...)` for all calls:
 
@@ -477,6 +478,22 @@ def _prepare(
     extractor: EEGFeatureExtractor, recording: Any, question: Question, unknown_channels: str | None, unit: str | None
 ) -> list[PreparedEEG]:
     """The recording, or each of its epochs, with the channels that the question is about."""
+    if isinstance(recording, PreparedEEG):
+        if unit is not None:
+            raise ValueError(f"A prepared recording has had its unit: leave unit={unit!r} out.")
+        prepared = [recording]
+    else:
+        prepared = _prepare_anew(extractor, recording, question, unknown_channels, unit)
+    if question.channels is not None:
+        return [one.pick(question.channels) for one in prepared]
+    if not question.drop_channels:
+        return prepared
+    return [one.pick([name for name in one.ch_names if name not in question.drop_channels]) for one in prepared]
+
+
+def _prepare_anew(
+    extractor: EEGFeatureExtractor, recording: Any, question: Question, unknown_channels: str | None, unit: str | None
+) -> list[PreparedEEG]:
     if unknown_channels is None:
         unknown_channels = "raise" if question.channels is None else "drop"
     arguments: dict[str, Any] = {} if unit is None else {"unit": unit}
@@ -488,12 +505,7 @@ def _prepare(
             )
         arguments = dict(recording)
         recording = arguments.pop("eeg")
-    prepared = extractor.prepare(recording, unknown_channels=unknown_channels, **arguments)  # type: ignore[arg-type]
-    if question.channels is not None:
-        return [one.pick(question.channels) for one in prepared]
-    if not question.drop_channels:
-        return prepared
-    return [one.pick([name for name in one.ch_names if name not in question.drop_channels]) for one in prepared]
+    return extractor.prepare(recording, unknown_channels=unknown_channels, **arguments)  # type: ignore[arg-type]
 
 
 def _adjusted(

@@ -214,6 +214,15 @@ def test_paths_raws_arrays_and_epochs(pipe: Any, tmp_path: Path) -> None:
     assert [(one["epoch"], one["start"], one["end"]) for one in answers] == [(i, 0, 2) for i in range(3)]
 
 
+def test_a_prepared_recording_is_read_no_more(pipe: Any) -> None:
+    raw = as_raw(9)
+    (prepared,) = pipe.processor.feature_extractor.prepare(raw)
+    for task in ("Workload", "Sleep"):
+        assert_same(pipe(prepared, task=task), pipe(raw, task=task))
+    with pytest.raises(ValueError, match="leave unit='uV' out"):
+        pipe(prepared, task="Sleep", unit="uV")
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_lists_and_generators_in_batches(pipe: Any, batch_size: int) -> None:
     recordings = [as_raw(4, seed=1), as_raw(7, seed=2), as_raw(1.5, seed=3)]
