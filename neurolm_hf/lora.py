@@ -95,7 +95,7 @@ def save_beside_adapter(model: Adaptable, processor: NeuroLMProcessor, folder: s
 
     With them the folder opens as a model does, by `AutoModelForCausalLM` or `pipeline`, and says what it was taught.
     """
-    custom_object_save(model, folder, config=model.config)
+    custom_object_save(model, folder, config=model.config)  # type: ignore[arg-type]  # it takes configs
     model.config.save_pretrained(folder)
     processor.save_pretrained(folder)
 
