@@ -199,8 +199,8 @@ class NeuroLMConfig(PreTrainedConfig):
             language model has never seen EEG), `"pretrained"` (multi-channel autoregression), `"instruction-tuned"`;
             `None` for random weights.
         tasks (`list[dict]`): the tasks of instruction tuning, each with `name`, `question` and `answers` (list of
-            `str` in class order), and if it says so `window_seconds`, `channels`, `drop_channels` and `unknown_channels`
-            (`"raise"` or `"drop"`).
+            `str` in class order), and if it says so `window_seconds`, `channels`, `drop_channels` and
+            `unknown_channels` (`"raise"` or `"drop"`).
         provenance (`dict`, *optional*): where the weights come from (source files, hashes, licence, data).
     """
 
