@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .configuration_neurolm import NeuroLMConfig
 from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMForSequenceClassification
 
 
@@ -86,6 +87,26 @@ def add_adapter(model: Adaptable, base: str | Path, config: LoraConfig) -> PeftM
     model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else str(base)
     adapted: Any = get_peft_model(model, config)
     return adapted
+
+
+def merged_classifier(source: str) -> NeuroLMForSequenceClassification:
+    """A classifier's adapter, merged into the model that it belongs to.
+
+    PEFT alone builds the head that the base model's config knows of, which has other classes or none. Here it is the
+    config beside the adapter that says them: `model.config.save_pretrained(folder)` has written it.
+
+    Args:
+        source: folder or Hub id of the adapter.
+
+    Raises:
+        OSError: the config, the adapter or its model cannot be read.
+    """
+    adapter = PeftConfig.from_pretrained(source)
+    base = NeuroLMForSequenceClassification.from_pretrained(
+        adapter.base_model_name_or_path, revision=adapter.revision, config=NeuroLMConfig.from_pretrained(source)
+    )
+    merged: Any = PeftModel.from_pretrained(base, source)
+    return merged.merge_and_unload()
 
 
 def _linear_layers(model: Adaptable) -> dict[str, nn.Module]:

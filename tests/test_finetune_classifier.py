@@ -63,6 +63,9 @@ def test_a_classifier_is_trained_and_opens(folders, tmp_path, model, options, tr
     assert opened.config.provenance == made["provenance"]
     assert made["provenance"]["made_by"].startswith("finetune_classifier.py of neurolm_hf")
     assert [one["name"] for one in made["tasks"]] == ["Workload"]
+    prompts = {"model": [task.prompt()] if "--with-question" in options else [], "vq": None}[model]
+    for saved in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
+        assert json.loads((saved / "config.json").read_text()).get("classifier_prompts") == prompts
     # what it says of the validation split is what stands in the figures
     rows = load_prepared(folders["Workload"], "validation")
     batch = ClassificationCollator(processor, "--with-question" in options, task)([rows[i] for i in range(len(rows))])
