@@ -100,10 +100,8 @@ class Judgement:
 
     def less(self, other: "Judgement") -> "Judgement":
         """The differences to another judgement of the same windows: within each draw, subject for subject."""
-        values = {
-            name: None if value is None or other.values[name] is None else value - other.values[name]
-            for name, value in self.values.items()
-        }
+        pairs = {name: (value, other.values[name]) for name, value in self.values.items()}
+        values = {name: None if a is None or b is None else a - b for name, (a, b) in pairs.items()}
         common = self.draws.keys() & other.draws.keys()
         return Judgement(values, {name: self.draws[name] - other.draws[name] for name in common})
 

@@ -268,7 +268,7 @@ def processor_home(source: str, model: PreTrainedModel) -> str:
         model: the model it belongs to; PEFT alone saves no processor.
     """
     if Path(source).is_dir() and not (Path(source) / "processor_config.json").is_file():
-        return model.name_or_path
+        return str(model.name_or_path)
     return source
 
 
