@@ -36,17 +36,17 @@ class Protocol:
     published_windows: int | None
 
     def __str__(self) -> str:
-        numbers = f"The whole set has {self.windows:,} windows of {self.subjects} subjects; "
-        if self.published_windows is None:
-            numbers += "the publication's number is not known."
-        else:
-            numbers += f"the publication has {self.published_windows:,} windows."
-        if self.departures:
-            return f"Not the published protocol: {'; '.join(self.departures)}. {numbers}"
-        return (
-            "The published protocol, as far as the set can tell: its test windows, its split and recipe, no recording "
-            f"that failed. {numbers}"
-        )
+        here = f"The whole set has {self.windows:,} windows of {self.subjects} subjects"
+        there = "the publication's number is not known"
+        if self.published_windows is not None:
+            there = f"the publication has {self.published_windows:,} windows"
+        if not self.departures:
+            return (
+                "The published protocol, as far as the set can tell: its test windows, its split and recipe, no "
+                f"recording that failed. {here}; {there}."
+            )
+        numbers = here if self.published_windows is None else f"{here}; {there}"
+        return f"Not the published protocol: {'; '.join(self.departures)}. {numbers}."
 
 
 def compare_with_published(

@@ -75,6 +75,8 @@ def test_a_publication_whose_number_of_windows_is_not_known(monkeypatch):
     found = compared(*description(1000))
     assert found.departures == []
     assert str(found).endswith("1,000 windows of 3 subjects; the publication's number is not known.")
+    # where there is nothing to compare with, that is no news
+    assert str(compared(*description(1000), split="train", asked=652)).endswith("1,000 windows of 3 subjects.")
 
 
 def test_the_numbers_are_those_of_the_tasks_of_the_paper():
