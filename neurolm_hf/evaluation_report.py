@@ -25,6 +25,7 @@ TITLES = {
     "pr_auc": "AUC-PR",
     "expected_calibration_error": "calibration error",
 }
+DIFFERENCE = "difference: model less baseline"
 UNDEFINED = "–"
 
 
@@ -60,6 +61,8 @@ class Evaluation:
                 "a text without an answer counts as an answer. Compare with published figures only."
             )
         intervals = "In brackets: 95% intervals, drawing whole subjects with replacement, 1000 times."
+        if any(result.difference is not None for result in self.results):
+            intervals += f" {_DIFFERENCE_IS}"
         parts = [f"# Answers of {self.name}\n\n{how} {intervals} {_CHANCE_KNOWS}\n"]
         return "\n".join([*parts, *(part for result in self.results for part in self._sections(result))])
 
@@ -89,8 +92,11 @@ class Evaluation:
     def _sections(self, result: Result) -> list[str]:
         """Markdown of one result: scores, notes, what was written, subjects."""
         head = ["", *(TITLES[name] for name in result.metrics)]
-        given = {self.name: result.model, BASELINE: result.baseline, CHANCE: result.chance}
+        given = {self.name: result.model, BASELINE: result.baseline}
         rows = [[who, *map(with_interval, scores.values())] for who, scores in given.items() if scores is not None]
+        if result.difference is not None:
+            rows.append([DIFFERENCE, *map(as_difference, result.difference.values())])
+        rows.append([CHANCE, *map(with_interval, result.chance.values())])
         for one in result.published:
             figures = [f"{one.metrics[name]:.3f}" if name in one.metrics else UNDEFINED for name in result.metrics]
             rows.append([f"{one.name}, published ({one.source})", *figures])
@@ -98,7 +104,10 @@ class Evaluation:
         title = (
             f"## {result.task}, {result.split}: {sum(result.windows.values()):,} windows of {result.subjects} subjects"
         )
-        parts = [f"{title}\n\n> {result.question}\n\nTrue answers: {counts}.\n", markdown_table(head, rows)]
+        parts = [
+            f"{title}\n\n> {result.question}\n\nTrue answers: {counts}. {result.protocol}\n",
+            markdown_table(head, rows),
+        ]
         lines = [*map(_one_line, result.notes), *self._about_writing(result)]
         if lines:
             parts.append("".join(f"- {line}\n" for line in lines))
@@ -136,6 +145,10 @@ def read_published(path: str | Path) -> list[PublishedFigures]:
     return [read_dataclass(PublishedFigures, one, f"{path}: [{place}]") for place, one in enumerate(content)]
 
 
+_DIFFERENCE_IS = (
+    "The difference is taken within each draw, on the same subjects: where its interval holds 0, these subjects do "
+    "not tell model and baseline apart."
+)
 _CHANCE_KNOWS = "Chance always gives each answer the share of windows that it is true of."
 
 
@@ -143,6 +156,12 @@ def with_interval(score: Score) -> str:
     """A score as tables show it."""
     interval = "" if score.low is None or score.high is None else f" ({score.low:.2f} to {score.high:.2f})"
     return _figure(score.value) + interval
+
+
+def as_difference(score: Score) -> str:
+    """A difference of scores as tables show it, with its sign."""
+    interval = "" if score.low is None or score.high is None else f" ({score.low:+.2f} to {score.high:+.2f})"
+    return (UNDEFINED if score.value is None else f"{score.value:+.3f}") + interval
 
 
 def _figure(value: float | None) -> str:
