@@ -2170,7 +2170,8 @@ def _take_what_adapter_says(
         options["config"] = found
     elif found is not None:
         taught = type(config).from_json_file(found)
-        for name in ("stage", "tasks", "provenance", "id2label", "label2id", "problem_type", "classifier_prompts"):
+        of_head = ("id2label", "label2id", "problem_type", "classifier_pooling", "classifier_prompts")
+        for name in ("stage", "tasks", "provenance", *of_head):
             setattr(config, name, getattr(taught, name))
 
 

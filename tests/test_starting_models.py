@@ -13,7 +13,7 @@ from stage_folders import (
 )
 from test_lora import stir
 from tiny import EEG, vq_batch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from neurolm_hf import EEGFeatureExtractor, NeuroLMVQForPreTraining, NeuroLMVQModel
 from neurolm_hf.lora import add_adapter, lora_config
@@ -172,6 +172,11 @@ def test_an_adapter_of_a_classifier_opens_with_its_classes(folders, tmp_path):
     model, own = load_classifier(str(tmp_path), answers)
     assert own.feature_extractor.recipe_id == processor.feature_extractor.recipe_id
     assert model.config.classifier_pooling == "mean"
+    # as a model of transformers too, with its adapter beside its weights
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert opened.config.label2id == {"Wake": 0, "REM": 1, "NREM": 2}
+    torch.testing.assert_close(opened.score.modules_to_save["default"].weight, model.score.weight)
+    assert opened.peft_config["default"].r == 2
     for name, value in adapted.merge_and_unload().state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value)
     with pytest.raises(ValueError, match="is a classifier of Wake, REM, NREM; these sets have No, Yes"):
