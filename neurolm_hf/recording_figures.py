@@ -25,7 +25,7 @@ BARS_AT_MOST = 24
 ELECTRODES_OF_A_MAP = 4
 LINES_APART = 8.0  # in robust amplitudes
 SHOWN_HZ = (0.5, 100.0)
-SMALL = 8.5
+SMALL = 9
 
 
 @drawing
@@ -181,10 +181,10 @@ def plot_token_map(rarity: ArrayLike, ch_names: Sequence[str], seconds: ArrayLik
     figure, (axis,) = panels(1, height=1.4 + 0.2 * len(rows))
     axis.grid(False)
     image = axis.imshow(
-        values[rows], cmap="cividis", aspect="auto", interpolation="nearest", vmin=0,
+        values[rows], cmap="cividis", aspect="auto", interpolation="nearest",
         extent=(-0.5, values.shape[1] - 0.5, len(rows) - 0.5, -0.5),
     )  # fmt: skip
-    ticks = np.unique(np.linspace(0, len(begin) - 1, min(7, len(begin))).round().astype(int))
+    ticks = np.arange(0, len(begin), -(-len(begin) // 7))
     axis.set_xticks(ticks, [f"{begin[tick]:g}" for tick in ticks])
     axis.set_yticks(range(len(rows)), [label(ch_names[row], 12) for row in rows], fontsize=SMALL)
     axis.set_xlabel("Time (s)")
@@ -304,12 +304,15 @@ def _draw_map(axis: "Axes", values: Mapping[str, float], places: Mapping[str, st
     info.set_montage(_montage(), verbose="ERROR")
     named = [label(name, 12) for name in places] if len(places) <= ROWS_AT_MOST else None
     mne.viz.plot_topomap(
-        [values[name] for name in places], info, axes=axis, show=False, contours=0, sensors="k,", names=named,
+        [values[name] for name in places], info, axes=axis, show=False, contours=0, sensors="k.", names=named,
         cmap=_signed_colours(), vlim=(-limit, limit), extrapolate="head",
     )  # fmt: skip
     # a name stands above its electrode, not on it
     for text in axis.texts:
         text.set(fontsize=SMALL, verticalalignment="bottom")
+    for line in axis.lines:
+        if line.get_marker() == ".":
+            line.set_markersize(4)
 
 
 def _places(names: Sequence[str]) -> dict[str, str]:

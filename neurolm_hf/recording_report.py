@@ -47,7 +47,7 @@ WINDOWS_SHOWN = 3
 TRACE_SECONDS = 12
 SPECTRUM_SECONDS = 60
 TOKEN_COLUMNS = 240
-TOKENS_LISTED = 10
+LISTED_AT_MOST = 8
 # Of the table of one window's tokens.
 CODES_OF_A_WINDOW = 640
 SECONDS_OF_A_TABLE = 8
@@ -378,12 +378,14 @@ def _tokens_section(reading: _Reading, output: Path) -> Html:
     codes = np.concatenate(columns, axis=1)
     rarity = -np.log2(np.vectorize(counts.get)(codes) / total)
     row, column = np.unravel_index(rarity.argmax(), rarity.shape)
-    caption = "Each cell is the token of a channel in a second; the brighter, the rarer it is in this recording. Rare "
-    caption += "tokens are often artefacts."
+    caption = (
+        "Each cell is the token of a channel in a second; the brighter, the rarer it is in this recording. Where "
+    )
+    caption += "rare ones come together, have a look at the traces."
     if len(seconds) < reading.seconds - per_window:
         caption += f" {len(seconds)} of {reading.seconds:.0f} s are shown, in windows evenly spread."
     alt = f"Rarity of tokens by channel and second; the rarest at {names[row]}, second {seconds[column]:g}."
-    listed = [(str(code), f"{count:,}", f"{count / total:.1%}") for code, count in counts.most_common(TOKENS_LISTED)]
+    listed = [(str(code), f"{count:,}", f"{count / total:.1%}") for code, count in counts.most_common(LISTED_AT_MOST)]
     return section(
         "Tokens",
         paragraph(said),
@@ -454,7 +456,7 @@ def _recording_section(reading: _Reading) -> Html:
         ("Read in", report.unit),
     ]
     if info is not None and info.annotations:
-        shown = list(info.annotations.items())[:TOKENS_LISTED]
+        shown = list(info.annotations.items())[:LISTED_AT_MOST]
         more = f" and {len(info.annotations) - len(shown)} more" if len(info.annotations) > len(shown) else ""
         facts.append(("Annotations", join_words(f"{text} x {count}" for text, count in shown) + more))
     channels = []
