@@ -42,15 +42,9 @@ def plot_code_map(
         raise ValueError(f"{len(usage)} counts do not fit places of shape {where.shape}")
     figure, (axis,) = panels(1, height=4.6, top=0.5)
     used = usage > 0
-    axis.plot(
-        where[~used, 0],
-        where[~used, 1],
-        "x",
-        color="#8a8a8a",
-        markersize=4,
-        linewidth=0,
-        label=f"Unused ({(~used).sum():,})",
-    )
+    if not used.all():
+        name = f"Unused ({(~used).sum():,})"
+        axis.plot(where[~used, 0], where[~used, 1], "x", color="#8a8a8a", markersize=4, linewidth=0, label=name)
     sizes = 8 + 90 * np.sqrt(usage / max(usage.max(), 1))
     if hertz is None:
         axis.scatter(
@@ -63,8 +57,8 @@ def plot_code_map(
             inside = used & (frequency >= low) & (frequency < high)
             if inside.any():
                 axis.scatter(
-                    where[inside, 0], where[inside, 1], s=sizes[inside], color=colour, marker=marker, alpha=0.7, edgecolors=BLACK,
-                    linewidths=0.3, label=f"{name} ({inside.sum():,})",
+                    where[inside, 0], where[inside, 1], s=sizes[inside], color=colour, marker=marker, alpha=0.7,
+                    edgecolors=BLACK, linewidths=0.3, label=f"{name} ({inside.sum():,})",
                 )  # fmt: skip
     shares = ("", "") if explained is None else tuple(f" ({share:.0%} of the variance)" for share in explained)
     axis.set(xlabel=f"First principal component{shares[0]}", ylabel=f"Second{shares[1]}")
@@ -96,7 +90,7 @@ def plot_reliability(confidence: ArrayLike, is_right: ArrayLike) -> "Figure":
         for values in (given, right.astype(float))
     )
     figure, (axis, below) = panels(2, height=2.2)
-    figure.set_figheight(4.6)
+    figure.set_figheight(4.4)
     axis.plot([0, 1], [0, 1], ":", color=BLACK, linewidth=1.2, label="As sure as right")
     axis.plot(mean, share, "o-", color=BLUE, linewidth=1.6, label="This model")
     axis.set(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ def write_checkpoint_report(
         _training_section(Path(training or model), training is not None, output),
         _provenance_section(given),
     ]
-    lead = f"Read on {_windows(given)} of {Path(data).name}, {split}."
+    lead = f"On {_windows(given)} of the {split} split of {Path(data).name}."
     return write_page(output, f"Checkpoint {given.name}", sections, lead=lead)
 
 
@@ -146,7 +146,7 @@ def _open(model: str, data: str, split: str, tokenizer: str | None, windows_at_m
     rows = asked.rows
     asked = dataclasses.replace(asked, rows=rows.select(spread(len(rows), windows_at_most).tolist()))
     language_model = bare_language_model(answering.model)
-    encoder = language_model if language_model.config.eeg_config.has_codebook else None
+    encoder = language_model if language_model.eeg_encoder.config.has_codebook else None
     return _Given(
         name=name,
         source=model,
@@ -251,7 +251,7 @@ def _scores_section(name: str, result: Result, source: str, output: Path) -> Htm
         (name, result.model), (BASELINE, result.baseline), (CHANCE, result.chance),
     ]  # fmt: skip
     who = [(one, scores) for one, scores in judged if scores is not None]
-    rows = [(TITLES[metric], *(with_interval(scores[metric]) for _, scores in who)) for metric in result.metrics]
+    rows = [(_heading(metric), *(with_interval(scores[metric]) for _, scores in who)) for metric in result.metrics]
     caption = f"Scores, {source}; in brackets 95% intervals over subjects"
     parts = [table(("Metric", *(one for one, _ in who)), rows, caption=caption, numbers=True, bold=1)]
     drawn = [
@@ -260,14 +260,18 @@ def _scores_section(name: str, result: Result, source: str, output: Path) -> Htm
         if one != CHANCE and MAIN_METRIC in scores and None not in (scores[MAIN_METRIC].value, scores[MAIN_METRIC].low)
     ]
     if drawn:
-        figure = plot_scores(drawn, TITLES[MAIN_METRIC].capitalize(), 1 / len(result.windows))  # type: ignore[arg-type]
+        figure = plot_scores(drawn, _heading(MAIN_METRIC), 1 / len(result.windows))  # type: ignore[arg-type]
         alt = "; ".join(f"{one} {value:.3f}, {low:.2f} to {high:.2f}" for one, value, (low, high) in drawn)
-        parts.append(picture(output, "scores", figure, f"{TITLES[MAIN_METRIC].capitalize()}: {alt}."))
+        parts.append(picture(output, "scores", figure, f"{_heading(MAIN_METRIC)}: {alt}."))
     if result.notes:
         parts.append(bullets(" ".join(note.split()) for note in result.notes))
     if result.by_subject:
         parts.append(_subjects(result))
     return section("Scores", *parts)
+
+
+def _heading(metric: str) -> str:
+    return TITLES[metric][0].upper() + TITLES[metric][1:]
 
 
 def _subjects(result: Result) -> Html:
@@ -280,7 +284,7 @@ def _subjects(result: Result) -> Html:
     caption = "Subject by subject"
     if len(shown) < len(result.by_subject):
         caption += f", {len(shown)} of {len(result.by_subject)}"
-    return table(("Subject", "Windows", TITLES[metric].capitalize()), rows, caption=caption, numbers=True)
+    return table(("Subject", "Windows", _heading(metric)), rows, caption=caption, numbers=True)
 
 
 def _confusion_section(
@@ -402,7 +406,7 @@ def _frequencies(tokenizer: NeuroLMVQModel, counts: NDArray[np.int64]) -> NDArra
     codes = torch.arange(len(counts), device=tokenizer.device)[:, None]
     channel = torch.full_like(codes, CHANNEL_VOCABULARY.index(CHANNEL_OF_A_CODE))
     spectra = [
-        tokenizer.decode(codes=part, eeg_channel_ids=ids, eeg_time_ids=torch.zeros_like(part)).frequency[:, 0]
+        cast(torch.Tensor, tokenizer.decode(part, ids, torch.zeros_like(part)).frequency)[:, 0]
         for part, ids in zip(codes.split(512), channel.split(512), strict=True)
     ]
     predicted = torch.cat(spectra).float().cpu().numpy()
@@ -475,9 +479,9 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[l
 def _provenance_section(given: _Given) -> Html:
     config = given.answering.config if given.answering is not None else given.encoder.config
     provenance = (getattr(config, "provenance", None) or {}) if config is not None else {}
-    facts = [("Checkpoint", given.source)]
+    facts = [("Checkpoint", given.name if Path(given.source).is_dir() else given.source)]
     facts += [
-        (key.replace("_", " ").capitalize(), str(provenance[key]))
+        (key.replace("_", " ").capitalize(), _plain(provenance[key]))
         for key in ("made_by", "recipe", "steps", "epochs")
         if key in provenance
     ]
@@ -493,3 +497,7 @@ def _provenance_section(given: _Given) -> Html:
     facts.append(("This page by", f"neurolm_hf {__version__}"))
     said = "Research software: nothing here is a medical device or a diagnosis."
     return section("How this was made", table(("What", "Value"), facts), paragraph(said))
+
+
+def _plain(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -135,7 +135,8 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
   tbody th { min-width: 4rem; } }
 @media print { :root { color-scheme: light; --text: #000; --soft: #333; --line: #bbb; --rule: #555; --page: #fff;
   --warning: #a13300; } body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
-  h2, caption { break-after: avoid; } .numbers td { white-space: nowrap; } img { max-height: 20cm; margin: 0 auto; } .scroll { overflow: visible; } }
+  h2, caption { break-after: avoid; } .numbers td { white-space: nowrap; }
+  img { max-height: 20cm; margin: 0 auto; } .scroll { overflow: visible; } }
 """
 PAGE = """<!DOCTYPE html>
 <html lang="en">
