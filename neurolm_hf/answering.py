@@ -71,14 +71,14 @@ class Answering:
     def doubts(self, given: EvaluationSet) -> list[str]:
         """Why answers about a set may mean nothing: another question, or people whom the model was trained on."""
         if self.config is None:
-            return [f"{self.source} does not say which tasks it was tuned on."]
+            return ["The model does not say which tasks it was tuned on."]
         if self.config.stage != "instruction-tuned":
-            return [f"{self.source} was never instruction-tuned: its answers mean nothing."]
+            return ["The model was never instruction-tuned: its answers mean nothing."]
         found, known, task = [], self.config.tasks or [], given.task
         if not any((one["question"], tuple(one["answers"])) == (task.question, task.classes) for one in known):
             names = ", ".join(one["name"] for one in known) or "none that it names"
-            found.append(f"{self.source} was never tuned on this question; its tasks are {names}.")
-        return found + doubts_of_subjects(self.source, self.config, given)
+            found.append(f"The model was never tuned on this question; its tasks are {names}.")
+        return found + doubts_of_subjects(self.config, given)
 
 
 def open_model(source: str, device: str = "cpu") -> Answering:
@@ -134,29 +134,34 @@ def open_set(place: str) -> EvaluationSet:
     return EvaluationSet(folder, split, task, rows, *read_description(folder))
 
 
-def doubts_of_subjects(source: str, config: NeuroLMConfig | NeuroLMVQConfig, given: EvaluationSet) -> list[str]:
+def doubts_of_subjects(config: NeuroLMConfig | NeuroLMVQConfig, given: EvaluationSet) -> list[str]:
     """Which people of a set the model has been trained on, in whatever stage, or may have been.
 
     A subject is the same by its name in sets of the same task and in those of the Temple University; elsewhere the
-    name may be another person's (see `leakage`).
+    name may be another person's (see `leakage`). No subject is named, for an evaluation is published with the model.
 
     Args:
-        source: what the model is called.
-        config: its provenance says whom a training of this package has seen, and so does the neural tokenizer's.
+        config: its provenance says whom a training of this package has seen, and so does the neural tokenizer's. A
+            published model may keep the names to itself.
         given: the set.
     """
-    asked = {str(name) for name in given.rows["subject"]}
-    seen = {(task, name) for task, name in _subjects_trained_on(config) if name in asked}
-    certain = sorted({name for task, name in seen if task == given.task.name or is_tuh_subject(name)})
+    asked, trained_on = {str(name) for name in given.rows["subject"]}, set(_subjects_trained_on(config))
+    seen = {(task, name) for task, name in trained_on if name in asked}
+    certain = {name for task, name in seen if task == given.task.name or is_tuh_subject(str(name))}
     others = {(task, name) for task, name in seen if name not in certain}
     doubts = []
     if certain:
-        doubts.append(f"{source} was trained on {len(certain)} of these subjects, {certain[0]} among them.")
+        doubts.append(f"The model was trained on {len(certain)} of these subjects.")
     if others:
-        tasks, names = (sorted(set(parts)) for parts in zip(*others, strict=True))
+        tasks, names = (set(parts) for parts in zip(*others, strict=True))
         doubts.append(
-            f"{source} was trained on sets of {', '.join(tasks)} that have subjects called {', '.join(names[:3])}"
-            f"{' ...' if len(names) > 3 else ''} too: they may be the same people as here."
+            f"The model was trained on sets of {', '.join(sorted(tasks))} that share {len(names)} names of subjects with "
+            "this one: they may be the same people."
+        )
+    if unnamed := sorted({task for task, name in trained_on if name is None}):
+        doubts.append(
+            f"The model does not name the subjects of {', '.join(unnamed)} that it was trained on: these may be among "
+            "them."
         )
     return doubts
 
@@ -175,21 +180,21 @@ def check_recipe(given: EvaluationSet, answering: Answering) -> None:
         )
 
 
-def _subjects_trained_on(config: NeuroLMConfig | NeuroLMVQConfig) -> Iterator[tuple[str, str]]:
-    """(task of the set, subject) of all trainings that a model has been through and its provenance tells of."""
+def _subjects_trained_on(config: NeuroLMConfig | NeuroLMVQConfig) -> Iterator[tuple[str, str | None]]:
+    """(task of the set, subject) of all trainings that a model's provenance tells of; None for names left out."""
     eeg_config: Any = getattr(config, "eeg_config", None)
     starts = [config.provenance, getattr(eeg_config, "provenance", None)]
     for provenance in filter(None, starts):
         yield from _subjects_of_stages(provenance)
 
 
-def _subjects_of_stages(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _subjects_of_stages(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     """Of a training by a script of this package, and of those before it."""
     while provenance:
         data = provenance.get("data")
         for one in data if isinstance(data, list) else []:
             if isinstance(one, dict):
-                yield from ((str(one.get("task")), str(name)) for name in one.get("subjects", []))
+                yield from ((str(one.get("task")), name) for name in one.get("subjects", [None]))
         # what it was trained on before it was trained further
         before = provenance.get("started_from")
         provenance = (before.get("provenance") or {}) if isinstance(before, Mapping) else {}

@@ -90,7 +90,7 @@ def run(options: Arguments) -> None:
     train = load_prepared(given.folder, "train")
     model: Any
     model, processor = load_classifier(options.model, classes, options.pooling)
-    for doubt in doubts_of_subjects(options.model, model.config, given):
+    for doubt in doubts_of_subjects(model.config, given):
         print(f"warning: {doubt}", file=sys.stderr)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
