@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from .channels_neurolm import KeptChannel, UnknownChannels, clean_name, join_words, resolve_montage, resolve_rows
-from .processing_neurolm import PLAUSIBLE_MICROVOLTS, InputChecks, robust_amplitude, unit_advice
+from .checks_neurolm import PLAUSIBLE_MICROVOLTS, InputChecks, robust_amplitude, unit_advice
 from .reading_neurolm import (
     PathOrStr,
     excluded_rows,
