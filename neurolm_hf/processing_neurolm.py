@@ -982,6 +982,30 @@ def _to_batch(
     return EEGBatch(arrays, return_tensors, reports, windows)
 
 
+def eeg_codes(batch: EEGBatch, model: Any) -> torch.Tensor:
+    """The VQ tokens of windows.
+
+    Args:
+        batch: of [`EEGFeatureExtractor`], as `pt`.
+        model: a model with `get_eeg_codes` (a NeuroLM) or `encode` (its neural tokenizer alone).
+
+    Returns:
+        `torch.LongTensor` (windows, patches), on the model's device: time-major codes, -1 at padding.
+    """
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    inputs["input_values"] = inputs["input_values"].to(model.dtype)
+    with torch.no_grad():
+        model = getattr(model, "vq", model)  # of the tokenizer with its adversary
+        if hasattr(model, "get_eeg_codes"):
+            codes = model.get_eeg_codes(**inputs)
+        elif hasattr(model, "encode"):
+            del inputs["eeg_segment_ids"]
+            codes = model.encode(**inputs).codes
+        else:
+            raise TypeError(f"a {type(model).__name__} has neither get_eeg_codes nor encode.")
+    return codes.masked_fill(inputs["eeg_attention_mask"] == 0, -1)
+
+
 # ------------------------------------------------------------------------------------------------
 # 3. Text tokenizers
 # ------------------------------------------------------------------------------------------------
@@ -1301,18 +1325,7 @@ class NeuroLMProcessor(ProcessorMixin):
         batch = self.feature_extractor(
             eeg, ch_names, sampling_rate, unit, unknown_channels, prepared_by, return_tensors="pt"
         )
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        inputs["input_values"] = inputs["input_values"].to(model.dtype)
-        with torch.no_grad():
-            model = getattr(model, "vq", model)  # of the tokenizer with its adversary
-            if hasattr(model, "get_eeg_codes"):
-                codes = model.get_eeg_codes(**inputs)
-            elif hasattr(model, "encode"):
-                del inputs["eeg_segment_ids"]
-                codes = model.encode(**inputs).codes
-            else:
-                raise TypeError(f"a {type(model).__name__} has neither get_eeg_codes nor encode.")
-        return codes.masked_fill(inputs["eeg_attention_mask"] == 0, -1)
+        return eeg_codes(batch, model)
 
     def decode(self, token_ids: Any, **kwargs: Any) -> Any:
         """Text of token ids (one row or several), EEG placeholders and negative ids (masked labels) left out."""
