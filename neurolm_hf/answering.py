@@ -47,7 +47,7 @@ class Answering:
 
     Attributes:
         source: the folder or Hub id that it was opened from.
-        model: in evaluation mode, an adapter around it where `source` is one.
+        model: in evaluation mode, with the adapter in it where `source` is one.
         processor: of the model.
         config: says what the model was tuned on; an adapter's own, None where it has none.
     """
@@ -88,23 +88,18 @@ def open_model(source: str, device: str = "cpu") -> Answering:
         OSError: it cannot be read, or the model of an adapter cannot.
         ImportError: an adapter, without peft.
     """
-    home = source
-    if not _is_adapter(source):
+    is_adapter = _is_adapter(source)
+    if not is_adapter:
         if (kind := model_type(source)) != "neurolm":
             raise ValueError(f"{source} is a {kind}, which answers nothing: give a NeuroLM, or an adapter of one.")
         for name in NeuroLMConfig.from_pretrained(source).architectures or []:
             if name != NeuroLMForCausalLM.__name__:
                 raise ValueError(f"{source} is a {name}, which reads no questions: give a NeuroLMForCausalLM.")
-        model: Any = NeuroLMForCausalLM.from_pretrained(source)
-    else:
-        try:
-            from peft import AutoPeftModelForCausalLM
-        except ImportError as error:
-            raise ImportError('Adapters need peft: pip install "neurolm_hf[evaluation]"', name="peft") from error
-        model = AutoPeftModelForCausalLM.from_pretrained(source)
-        # an adapter that PEFT alone has saved has neither processor nor config beside it
-        if Path(source).is_dir() and not (Path(source) / "processor_config.json").is_file():
-            home = model.get_base_model().name_or_path
+    model = NeuroLMForCausalLM.from_pretrained(source)
+    home = source
+    # an adapter that PEFT alone has saved has neither processor nor config beside it
+    if is_adapter and Path(source).is_dir() and not (Path(source) / "processor_config.json").is_file():
+        home = model.name_or_path
     processor = NeuroLMProcessor.from_pretrained(home)
     if processor.tokenizer is None:
         raise ValueError(f"{home} has no text tokenizer, without which nothing can be asked.")

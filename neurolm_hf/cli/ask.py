@@ -46,7 +46,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .console import Console, numbered, table
+from .console import FAILURES, Console, numbered, one_line, table
 from .question import add_question_options, check_question_options, open_pipeline
 from .reading import add_reading_options, add_window_options, check_model, check_window_options
 
@@ -102,6 +102,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         "unknown_channels": options.unknown_channels,
     }
     pipe = open_pipeline(options.model, options.device, console, options.batch_size)
+    _tell_progress(pipe, console)
     # what is wrong with the question or an example is wrong for every recording: say it once
     question = pipe._settle(**asked)["asked"].question
     summaries: list[dict[str, Any]] = []
@@ -115,18 +116,32 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 rows.writerow(["path", *table_rows[0]])
             rows.writerows([recording, *row.values()] for row in table_rows)
             file.flush()
-            if options.annotations:
-                suffix = next(one for one in ANNOTATION_SUFFIXES if options.annotations.endswith(one))
-                _annotate(answers, recording, numbered(options.annotations, number, len(options.files), suffix))
             summaries.append(_summary(recording, answers))
             document = {"path": recording, "question": question.text, "windows": list(answers), **summaries[-1]}
             console.result(document, _as_text(recording, table_rows, summaries[-1]))
+            if options.annotations:
+                suffix = next(one for one in ANNOTATION_SUFFIXES if options.annotations.endswith(one))
+                place = numbered(options.annotations, number, len(options.files), suffix)
+                try:
+                    _annotate(answers, recording, place)
+                except FAILURES as error:
+                    console.error(f"the annotations {place} of {recording} cannot be written: {one_line(error)}")
 
-        if not console.as_json:
-            print(question.text)
+        console.text(question.text)
         console.each(options.files, ask)
-    if len(summaries) > 1 and question.answers and not console.as_json:
-        print("\n".join(_summary_table(summaries)))
+    if len(summaries) > 1 and question.answers:
+        console.text("\n".join(_summary_table(summaries)))
+
+
+def _tell_progress(pipe: Any, console: Console) -> None:
+    """Has the pipeline tell up to which second it has read, once a batch."""
+    forward = pipe.forward
+
+    def read_on(batch: dict[str, Any], **settings: Any) -> Any:
+        console.progress(f"read until {batch['spans'][-1][0]:.0f} s")
+        return forward(batch, **settings)
+
+    pipe.forward = read_on
 
 
 def _example(text: str, parser: argparse.ArgumentParser) -> tuple[Any, ...]:

@@ -27,12 +27,18 @@ class Console:
         self.program = program
         self.as_json = as_json
         self.status = 0
-        self._progress = ""
+        self._job = self._progress = ""
 
     def result(self, document: dict[str, Any], text: str) -> None:
         """Prints a result, at once: the document as one line of JSON, or the text."""
         self.clear()
         print(json.dumps(document, allow_nan=False) if self.as_json else text, flush=True)
+
+    def text(self, text: str) -> None:
+        """Prints text that belongs to no result; nothing where results are JSON."""
+        self.clear()
+        if not self.as_json:
+            print(text, flush=True)
 
     def error(self, message: str) -> None:
         """Something failed: a line on standard error, and the exit status 1."""
@@ -48,7 +54,7 @@ class Console:
         if sys.stderr.isatty():
             self.clear()
             # a line that wraps could not be taken back
-            self._progress = text[: shutil.get_terminal_size().columns - 1]
+            self._progress = f"{self._job}{text}"[: shutil.get_terminal_size().columns - 1]
             print(self._progress, end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
@@ -64,7 +70,8 @@ class Console:
         error stands in its place as well.
         """
         for number, file in enumerate(files, 1):
-            self.progress(f"{file}  ({number} of {len(files)})" if len(files) > 1 else file)
+            self._job = f"{file} ({number} of {len(files)}): " if len(files) > 1 else f"{file}: "
+            self.progress("reading")
             try:
                 work(file, number)
             except BrokenPipeError:
@@ -74,6 +81,7 @@ class Console:
                 self.error(message)
                 if self.as_json:
                     self.result({"path": file, "error": message}, "")
+        self._job = ""
 
     def _say(self, line: str) -> None:
         self.clear()

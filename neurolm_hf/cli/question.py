@@ -7,7 +7,7 @@ from .console import Console
 from .reading import prepare_torch
 
 
-def add_question_options(parser: argparse.ArgumentParser) -> None:
+def add_question_options(parser: argparse._ActionsContainer) -> None:
     """What is asked."""
     parser.add_argument("--task", help="name of a task that the model was tuned on")
     parser.add_argument("--question", metavar="TEXT", help="a question of your own")

@@ -6,7 +6,7 @@ from pathlib import Path
 from .console import Console
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
+def add_reading_options(parser: argparse._ActionsContainer) -> None:
     """Units, names and the device."""
     parser.add_argument("--unit", help="of the values, such as uV, where the one in the file is wrong or missing")
     parser.add_argument(

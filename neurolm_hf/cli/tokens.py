@@ -153,7 +153,7 @@ def recording_tokens(file: str, model: Any, extractor: Any, options: argparse.Na
     for first in range(0, len(spans), options.batch_size):
         batch = [[extractor.segment_at(prepared, *span)] for span in spans[first : first + options.batch_size]]
         codes.append(eeg_codes(extractor.collate(batch, (), "pt"), model).cpu().numpy())
-        console.progress(f"{file}: {batch[-1][0].end:.0f} of {prepared.n_samples / extractor.sampling_rate:.0f} s")
+        console.progress(f"{batch[-1][0].end:.0f} of {prepared.n_samples / extractor.sampling_rate:.0f} s")
     starts = np.array([start / extractor.sampling_rate for start, _ in spans])
     channels = list(prepared.ch_names)
     seconds = (spans[0][1] - spans[0][0]) // extractor.patch_size
