@@ -77,7 +77,7 @@ class Answering:
 
 
 def open_model(source: str, device: str = "cpu") -> Answering:
-    """A NeuroLM that answers, or an adapter with the model it belongs to.
+    """A NeuroLM that answers, or an adapter with the model it belongs to. No code that lies beside it is run.
 
     Args:
         source: folder or Hub id.
@@ -100,7 +100,7 @@ def open_model(source: str, device: str = "cpu") -> Answering:
     # an adapter that PEFT alone has saved has neither processor nor config beside it
     if is_adapter and Path(source).is_dir() and not (Path(source) / "processor_config.json").is_file():
         home = model.name_or_path
-    processor = NeuroLMProcessor.from_pretrained(home)
+    processor = _processor(home)
     if processor.tokenizer is None:
         raise ValueError(f"{home} has no text tokenizer, without which nothing can be asked.")
     config = NeuroLMConfig.from_pretrained(source) if home == source else None
@@ -154,6 +154,19 @@ def check_recipe(given: EvaluationSet, answering: Answering) -> None:
             f"{given.folder} was prepared by another recipe than that of {answering.source}: "
             f"{recipe_differences(own, extractor)}. Prepare the recordings again, with --model {answering.source}."
         )
+
+
+def _processor(home: str) -> NeuroLMProcessor:
+    """The processor, and no code of a tokenizer that is none of transformers'."""
+    try:
+        return NeuroLMProcessor.from_pretrained(home, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{home} wants to run code of its own for its text tokenizer, which is not done here: save it again with "
+            "a tokenizer of transformers."
+        ) from error
 
 
 def _is_adapter(source: str) -> bool:

@@ -98,7 +98,7 @@ def _warnings_told(console: Console) -> Iterator[None]:
     teller, logger = Teller(logging.WARNING), logging.getLogger("neurolm_hf")
     logger.addHandler(teller)
     with warnings.catch_warnings():
-        for kind in (DeprecationWarning, FutureWarning):  # of libraries, for their own users
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # of libraries, for their own users
             warnings.simplefilter("ignore", kind)
         warnings.showwarning = lambda message, *_: console.warning(str(message))
         try:

@@ -134,7 +134,8 @@ def open_encoder(source: str) -> tuple[Any, Any]:
     (name,) = NeuroLMConfig.from_pretrained(source).architectures or ["NeuroLMForCausalLM"]
     if name not in LANGUAGE_MODELS:
         raise ValueError(f"{source} is a {name}, which is none of {', '.join(LANGUAGE_MODELS)}.")
-    return getattr(modeling_neurolm, name).from_pretrained(source), EEGFeatureExtractor.from_pretrained(source)
+    model = getattr(modeling_neurolm, name).from_pretrained(source)
+    return model.base_model, EEGFeatureExtractor.from_pretrained(source)
 
 
 def recording_tokens(file: str, model: Any, extractor: Any, options: argparse.Namespace, console: Console) -> Tokens:
@@ -176,8 +177,7 @@ def _as_text(tokens: Tokens, codebook_size: int) -> str:
     size = f"{n_windows} x {n_seconds} s of {n_channels} channels"
     lines = [f"{tokens.path}: {size}; {used} of {codebook_size} codes are used"]
     cell = 2 + max(len(str(codebook_size - 1)), *map(len, tokens.channels))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
-    at_once = max(1, (width - len("seconds")) // cell)
+    at_once = max(1, (_width() - len("seconds")) // cell)
     for window in _windows(tokens):
         for first in range(0, n_channels, at_once):
             part = slice(first, first + at_once)
@@ -186,6 +186,11 @@ def _as_text(tokens: Tokens, codebook_size: int) -> str:
                 rows.append([f"{window['start'] + second:g}", *map(str, codes[part])])
             lines += ["", *table(rows)]
     return "\n".join([*lines, ""])
+
+
+def _width() -> int:
+    """Of what reads the tables: programs may have them in one piece."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def _append_csv(tokens: Tokens, path: str, is_first: bool) -> None:
