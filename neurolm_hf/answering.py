@@ -58,7 +58,7 @@ class Answering:
 
     Attributes:
         source: the folder or Hub id that it was opened from.
-        model: in evaluation mode, an adapter around it where `source` is one.
+        model: in evaluation mode, with the adapter in it where `source` is one.
         processor: of the model.
         config: says what the model was tuned on; an adapter's own, None where it has none.
     """
@@ -82,7 +82,7 @@ class Answering:
 
 
 def open_model(source: str, device: str = "cpu") -> Answering:
-    """A NeuroLM that answers, or an adapter with the model it belongs to.
+    """A NeuroLM that answers, or an adapter with the model it belongs to. No code that lies beside it is run.
 
     Args:
         source: folder or Hub id.
@@ -104,7 +104,7 @@ def open_model(source: str, device: str = "cpu") -> Answering:
     if adapter:
         # one that PEFT alone has saved has neither processor nor config beside it
         home = processor_home(source, model)
-    processor = NeuroLMProcessor.from_pretrained(home)
+    processor = _processor(home)
     if processor.tokenizer is None:
         raise ValueError(f"{home} has no text tokenizer, without which nothing can be asked.")
     config = NeuroLMConfig.from_pretrained(source) if home == source else None
@@ -155,8 +155,8 @@ def doubts_of_subjects(config: NeuroLMConfig | NeuroLMVQConfig, given: Evaluatio
     if others:
         tasks, names = (set(parts) for parts in zip(*others, strict=True))
         doubts.append(
-            f"The model was trained on sets of {', '.join(sorted(tasks))} that share {len(names)} names of subjects with "
-            "this one: they may be the same people."
+            f"The model was trained on sets of {', '.join(sorted(tasks))} that share {len(names)} names of subjects "
+            "with this one: they may be the same people."
         )
     if unnamed := sorted({task for task, name in trained_on if name is None}):
         doubts.append(
@@ -178,6 +178,19 @@ def check_recipe(given: EvaluationSet, answering: Answering) -> None:
             f"{given.folder} was prepared by another recipe than that of {answering.source}: "
             f"{recipe_differences(own, extractor)}. Prepare the recordings again, with --model {answering.source}."
         )
+
+
+def _processor(home: str) -> NeuroLMProcessor:
+    """The processor, and no code of a tokenizer that is none of transformers'."""
+    try:
+        return NeuroLMProcessor.from_pretrained(home, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{home} wants to run code of its own for its text tokenizer, which is not done here: save it again with "
+            "a tokenizer of transformers."
+        ) from error
 
 
 def _subjects_trained_on(config: NeuroLMConfig | NeuroLMVQConfig) -> Iterator[tuple[str, str | None]]:
