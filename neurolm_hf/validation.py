@@ -16,7 +16,7 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import ModelOutput
 
-from . import report
+from . import figures
 from .metrics import balanced_accuracy
 from .modeling_neurolm import IGNORE_INDEX, TARGET_KINDS, NeuroLMForCausalLM, codebook_statistics
 from .processing_neurolm import NeuroLMProcessor
@@ -130,7 +130,7 @@ class ReconstructionCallback(TrainerCallback):
             return
         channels = list(self.row["channels"])
         signal, reconstruction = (_by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
-        figure = report.plot_reconstruction(signal, reconstruction, channels)
+        figure = figures.plot_reconstruction(signal, reconstruction, channels)
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / f"step-{state.global_step}.png")
         for callback in self.callbacks:

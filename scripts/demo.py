@@ -41,21 +41,19 @@ from neurolm_hf.baseline import baseline_probabilities
 from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
 from neurolm_hf.configuration_neurolm import NeuroLMVQConfig
 from neurolm_hf.cpu import make_cpu_fast
-from neurolm_hf.metrics import auroc, balanced_accuracy, interval_over_subjects
-from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQModel
-from neurolm_hf.preparation import prepare_dataset
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
-from neurolm_hf.report import (
-    Metrics,
+from neurolm_hf.figures import (
     plot_codebook_usage,
     plot_confusion,
     plot_losses,
     plot_probabilities,
     plot_reconstruction,
     plot_spectra,
-    results_table,
-    write_report,
 )
+from neurolm_hf.metrics import auroc, balanced_accuracy, interval_over_subjects
+from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQModel
+from neurolm_hf.preparation import prepare_dataset
+from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
+from neurolm_hf.report import Metrics, results_table, write_report
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.simulation import simulate_recordings
 from neurolm_hf.storage import load_prepared, row_signal
