@@ -7,7 +7,7 @@ global state of matplotlib is changed.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 P = ParamSpec("P")
+Drawn = TypeVar("Drawn")
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
@@ -47,11 +48,11 @@ POWER_RANGE_HZ = (1.0, 45.0)  # below the notch and the low-pass edge, where the
 LOG_SCALE_FROM = 30.0  # ratio of the largest to the smallest loss
 
 
-def drawing(plot: "Callable[P, Figure]") -> "Callable[P, Figure]":
+def drawing(plot: Callable[P, Drawn]) -> Callable[P, Drawn]:
     """Run a plot function in this report's style, and say what to install where matplotlib is missing."""
 
     @functools.wraps(plot)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Drawn:
         try:
             import matplotlib
         except ImportError as error:
@@ -73,7 +74,7 @@ def plot_reconstruction(
         ch_names: names of the rows.
         sampling_rate: in Hz.
     """
-    signal, reconstruction = _matrix(signal, "signal"), _matrix(reconstruction, "reconstruction")
+    signal, reconstruction = matrix(signal, "signal"), matrix(reconstruction, "reconstruction")
     _same_shape(signal, reconstruction)
     if len(ch_names) != len(signal):
         raise ValueError(f"{len(ch_names)} channel names for {len(signal)} rows of signal")
@@ -84,7 +85,7 @@ def plot_reconstruction(
     for axis, row in zip(axes, rows, strict=True):
         axis.plot(seconds, signal[row], color=BLACK, linewidth=0.8, label="Signal")
         axis.plot(seconds, reconstruction[row], color=VERMILION, linewidth=1.3, label="Reconstruction")
-        axis.set_title(f"{ch_names[row]} (r = {_correlation(signal[row], reconstruction[row]):.2f})")
+        axis.set_title(f"{label(ch_names[row])} (r = {_correlation(signal[row], reconstruction[row]):.2f})")
     axes[-1].set_xlabel("Time (s)")
     axes[-1].set_xlim(0, signal.shape[1] / sampling_rate)
     figure.supylabel("Signal (z-score)", fontsize=11)
@@ -103,7 +104,7 @@ def plot_spectra(
         power: condition -> (windows, frequencies), in µV²/Hz.
         power_frequencies: the frequencies of `power`, in Hz.
     """
-    target, predicted = _matrix(target, "target"), _matrix(predicted, "predicted")
+    target, predicted = matrix(target, "target"), matrix(predicted, "predicted")
     _same_shape(target, predicted)
     figure, (amplitude_axis, power_axis) = panels(2, height=2.6, top=0.2)
 
@@ -183,7 +184,7 @@ def plot_scores(rows: Sequence[tuple[str, float, Sequence[float]]], score: str, 
         axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
         axis.plot([value], [place], "o", color=BLUE)
     axis.axvline(chance, color=BLACK, linestyle=":")
-    axis.set_yticks(list(places), [name for name, _, _ in rows])
+    axis.set_yticks(list(places), [label(name) for name, _, _ in rows])
     axis.set(xlabel=f"{score} (dotted: chance)", ylim=(0.3, len(rows) + 0.7))
     return figure
 
@@ -196,7 +197,7 @@ def plot_confusion(confusion: ArrayLike, answers: Sequence[str]) -> "Figure":
         confusion: (answers, answers) counts; rows are the truth, columns the model's answers.
         answers: names of rows and columns.
     """
-    counts = _matrix(confusion, "confusion")
+    counts = matrix(confusion, "confusion")
     if counts.shape != (len(answers), len(answers)):
         raise ValueError(f"a confusion matrix of shape {counts.shape} does not fit {len(answers)} answers")
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -207,8 +208,8 @@ def plot_confusion(confusion: ArrayLike, answers: Sequence[str]) -> "Figure":
     for (row, column), value in np.ndenumerate(percent):
         text = f"{counts[row, column]:,.0f}\n{value:.0f} %"
         axis.text(column, row, text, ha="center", va="center", color="white" if value > 55 else "black")
-    axis.set_xticks(range(len(answers)), answers)
-    axis.set_yticks(range(len(answers)), answers)
+    axis.set_xticks(range(len(answers)), [label(answer) for answer in answers])
+    axis.set_yticks(range(len(answers)), [label(answer) for answer in answers])
     axis.set(xlabel="The model's answer", ylabel="Truth")
     figure.colorbar(image, label="Percent of the true condition", ticks=range(0, 101, 25))
     return figure
@@ -233,8 +234,8 @@ def plot_probabilities(
     for axis, name, group, colour in zip(axes, answers, (values[~truth], values[truth]), (BLUE, ORANGE), strict=True):
         axis.hist(group, np.linspace(0, 1, 21).tolist(), color=colour, edgecolor="white")
         axis.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.2, label=f"Threshold ({threshold:.2f})")
-        axis.set(title=f"Truth: {name} ({len(group):,} windows)", ylabel="Windows", xlim=(0, 1))
-    axes[-1].set_xlabel(f"Probability of “{answers[1]}”")
+        axis.set(title=f"Truth: {label(name)} ({len(group):,} windows)", ylabel="Windows", xlim=(0, 1))
+    axes[-1].set_xlabel(f"Probability of “{label(answers[1])}”")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right")
     return figure
 
@@ -255,7 +256,7 @@ def _draw_power(axis: "Axes", power: Mapping[str, ArrayLike], frequencies: NDArr
     shown = (frequencies >= low) & (frequencies <= high)
     for number, (condition, values) in enumerate(power.items()):
         colour, style = line_style(number)
-        watts = _matrix(values, condition)
+        watts = matrix(values, condition)
         decibel = 10 * np.log10(np.maximum(watts[:, shown], np.finfo(float).tiny))
         mean, error = decibel.mean(axis=0), decibel.std(axis=0) / math.sqrt(len(decibel))
         axis.fill_between(frequencies[shown], mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
@@ -291,7 +292,14 @@ def line_style(number: int) -> tuple[str, str]:
     return LINE_COLOURS[number % len(LINE_COLOURS)], LINE_STYLES[number % len(LINE_STYLES)]
 
 
-def _matrix(values: ArrayLike, name: str) -> NDArray[np.floating]:
+def label(text: str, at_most: int = 24) -> str:
+    """A name from outside as a figure can show it: one line of bounded length, in which dollars are no mathematics."""
+    line = " ".join(text.split())
+    return (line if len(line) <= at_most else line[: at_most - 1] + "…").replace("$", r"\$")
+
+
+def matrix(values: ArrayLike, name: str) -> NDArray[np.floating]:
+    """Values as a matrix of floats; a ValueError with this name where they are none, or where it is empty."""
     array = np.asarray(values, dtype=float)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} must be a matrix with something in it, but has the shape {array.shape}")

@@ -7,7 +7,7 @@ Pages hold no script and ask for nothing from outside.
 import base64
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NewType
 
@@ -44,23 +44,6 @@ def write_page(
     return page
 
 
-def save_figures(directory: str | Path, figures: "Mapping[str, Figure]") -> dict[str, Path]:
-    """Saves each figure as `name.png` into a directory, which is made.
-
-    Raises:
-        ValueError: a name that is not fit for a file name; nothing is written then.
-    """
-    if wrong := [name for name in figures if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)]:
-        raise ValueError(f"figure names become file names and may have letters, digits, - and _ only, not {wrong}")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, figure in figures.items():
-        paths[name] = directory / f"{name}.png"
-        figure.savefig(paths[name])
-    return paths
-
-
 def section(heading: str, *parts: Html) -> Html:
     """A heading and what stands below it."""
     return Html(f"<section><h2>{html.escape(heading)}</h2>{''.join(parts)}</section>")
@@ -77,16 +60,25 @@ def bullets(items: Iterable[str]) -> Html:
     return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>")
 
 
-def picture(path: Path, alt: str, caption: str = "") -> Html:
-    """A PNG file, embedded.
+def picture(directory: str | Path, name: str, figure: "Figure", alt: str, caption: str = "") -> Html:
+    """A figure, saved as `name.png` into a directory, which is made, and embedded.
 
     Args:
         alt: what the picture shows, for those who cannot see it.
         caption: how to read it.
+
+    Raises:
+        ValueError: the name is not fit for a file name.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(f"figure names become file names and may have letters, digits, - and _ only, not {name!r}")
+    path = Path(directory) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     image = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
-    return Html(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return Html(f"<figure>{image}{below}</figure>")
 
 
 def table(

@@ -109,6 +109,8 @@ class Question:
         answers: the allowed ones; none where the model writes freely.
         window_seconds: of a window; None: the feature extractor's.
         channels: to read, in this order; None: all of the recording but `drop_channels`.
+        unknown_channels: what to do about names outside the vocabulary where the caller does not say, `raise` or
+            `drop`.
     """
 
     text: str
@@ -116,6 +118,7 @@ class Question:
     window_seconds: float | None = None
     channels: tuple[str, ...] | None = None
     drop_channels: tuple[str, ...] = ()
+    unknown_channels: str = "raise"
 
 
 @dataclass
@@ -159,7 +162,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
       short answers.
     - **prior** -- answer -> probability, of [`measure_prior`]: the model's preference for some answers, taken out.
     - **generate** -- let the model write as well (greedily): `written` and `parsed` stand beside the probabilities.
-    - **unknown_channels** -- `raise` or `drop`; where the task names channels, what it does not name is left out.
+    - **unknown_channels** -- `raise` or `drop`, in place of what the task says.
     - **unit** -- of the values of files and MNE objects, such as `uV`, where MNE's volts are wrong.
     - **batch_size** -- windows that are read at a time, of several recordings too; **device**, **dtype** as always.
 
@@ -259,6 +262,9 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
             raise TypeError(f"unknown argument(s) {', '.join(unknown)}; there are {', '.join(known)}.")
         given = {name: value for name, value in parameters.items() if value is not None}
         preprocess = {name: value for name, value in given.items() if name in (*of_question, *of_reading)}
+        if "task" in given and "question" not in given:
+            # a call's task takes the place of a question that was given for all calls
+            preprocess |= {"question": None, "candidate_answers": None}
         postprocess = {name: value for name, value in given.items() if name in of_answer}
         return preprocess, {name: given[name] for name in ("generate",) if name in given}, postprocess
 
@@ -410,6 +416,8 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
             entry.get("window_seconds"),
             tuple(entry["channels"]) if entry.get("channels") else None,
             tuple(entry.get("drop_channels", ())),
+            # channels that a task names are picked, whatever else is there
+            entry.get("unknown_channels", "drop" if entry.get("channels") else "raise"),
         )
 
     def _asked(
@@ -495,7 +503,7 @@ def _prepare_anew(
     extractor: EEGFeatureExtractor, recording: Any, question: Question, unknown_channels: str | None, unit: str | None
 ) -> list[PreparedEEG]:
     if unknown_channels is None:
-        unknown_channels = "raise" if question.channels is None else "drop"
+        unknown_channels = question.unknown_channels
     arguments: dict[str, Any] = {} if unit is None else {"unit": unit}
     if isinstance(recording, Mapping):
         if wrong := sorted(recording.keys() ^ ARRAY_KEYS):

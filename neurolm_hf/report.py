@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from .page import Html, paragraph, picture, save_figures, section, table, write_page
+from .page import Html, paragraph, picture, section, table, write_page
 
 
 if TYPE_CHECKING:
@@ -69,10 +69,9 @@ def write_report(
     Returns:
         The path of `index.html`.
     """
-    pictures = save_figures(directory, figures)
     sections = [
         _results_section(metrics),
-        *(_figure_section(name, path) for name, path in pictures.items()),
+        *(_figure_section(directory, name, figure) for name, figure in figures.items()),
         _split_section(metrics),
         section("Configuration", table(("Setting", "Value"), _flat(configuration))),
         section("Provenance", table(("What", "Value"), _flat(provenance))),
@@ -152,7 +151,7 @@ def _split_section(metrics: Metrics) -> Html:
     return section("Split", table(header, rows), paragraph(verdict, kind="warning" if shared else ""))
 
 
-def _figure_section(name: str, path: Path) -> Html:
+def _figure_section(directory: str | Path, name: str, figure: "Figure") -> Html:
     heading = name.replace("_", " ").replace("-", " ").capitalize()
     caption = CAPTIONS.get(name, "")
-    return section(heading, picture(path, f"{heading}. {caption}".strip(), caption))
+    return section(heading, picture(directory, name, figure, f"{heading}. {caption}".strip(), caption))

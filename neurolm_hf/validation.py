@@ -129,7 +129,7 @@ class ReconstructionCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         channels = list(self.row["channels"])
-        signal, reconstruction = (_by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
+        signal, reconstruction = (by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
         figure = figures.plot_reconstruction(signal, reconstruction, channels)
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / f"step-{state.global_step}.png")
@@ -169,6 +169,6 @@ def _classifier_statistics(
     return sums, items
 
 
-def _by_channel(patches: torch.Tensor, channels: int) -> NDArray[np.float32]:
+def by_channel(patches: torch.Tensor, channels: int) -> NDArray[np.float32]:
     """(1, patches, patch_size), time-major -> (channels, samples)."""
     return patches[0].view(-1, channels, patches.shape[-1]).transpose(0, 1).flatten(1).float().cpu().numpy()

@@ -166,6 +166,12 @@ def test_examples_are_prepared_once_a_call(pipe: Any, monkeypatch: pytest.Monkey
     assert len(prepared) == 3
 
 
+def test_more_examples_than_the_model_has_positions(pipe: Any) -> None:
+    shown = [(as_raw(2, seed=5), "Yes")] * 20
+    with pytest.raises(ValueError, match=r"takes \d+ positions .* has 256: .* fewer examples"):
+        pipe(as_raw(2), task="Workload", examples=shown)
+
+
 def test_written_answers_stand_beside(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = as_raw(4)
     answers = pipe(raw, task="Workload", generate=True)
@@ -248,7 +254,32 @@ def test_arguments_of_the_pipeline_hold_for_all_calls(model: Any, processor: Any
     raw = as_raw(4)
     given = {"question": "Is it high?", "candidate_answers": ["Yes", "No"], "window_seconds": 2}
     fixed = model.as_pipeline(processor, device="cpu", batch_size=2, **given)
-    assert_same(fixed(raw), pipeline(NAME, model=model, processor=processor, device="cpu")(raw, **given))
+    plain = pipeline(NAME, model=model, processor=processor, device="cpu")
+    assert_same(fixed(raw), plain(raw, **given))
+    assert_same(fixed(raw, task="Sleep"), plain(raw, task="Sleep", window_seconds=2))
+
+
+def test_a_pipeline_in_bfloat16_can_be_saved_and_opened(model: Any, processor: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    half = pipeline(NAME, model=str(tmp_path / "model"), dtype="bfloat16", trust_remote_code=True, device="cpu")
+    half.save_pretrained(tmp_path / "half")
+    again = pipeline(NAME, model=str(tmp_path / "half"), trust_remote_code=True, device="cpu")
+    assert again.model.dtype == torch.bfloat16
+    assert_same(again(as_raw(4), task="Workload"), half(as_raw(4), task="Workload"))
+
+
+def test_names_outside_the_vocabulary_as_the_task_says(model: Any, processor: Any) -> None:
+    array = as_dict(2) | {"ch_names": ["C3", "C4", "Elbow"]}
+    for entry, is_read in (({"unknown_channels": "drop"}, True), ({"unknown_channels": "raise"}, False), ({}, False)):
+        plain = {name: value for name, value in TASKS[0].items() if name != "unknown_channels"}
+        asked = NeuroLMForCausalLM(NeuroLMConfig.from_dict(model.config.to_dict() | {"tasks": [plain | entry]}))
+        asks = pipeline(NAME, model=asked, processor=processor, device="cpu")
+        if is_read:
+            assert len(asks(array)) == 1
+        else:
+            with pytest.raises(ValueError, match="Elbow"):
+                asks(array)
 
 
 # --- tables and annotations
