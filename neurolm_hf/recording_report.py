@@ -200,6 +200,8 @@ def _unfiltered(
     pipe: EEGQuestionAnsweringPipeline, recording: Any, asked_with: dict[str, Any]
 ) -> tuple[PreparedEEG | None, str | None]:
     """The recording by the same recipe without its filters, or why there is none."""
+    if isinstance(recording, PreparedEEG):
+        return None, "it was given as it has been prepared."
     extractor = copy.copy(pipe.processor.feature_extractor)
     extractor.do_filter = extractor.do_notch = False
     plain = copy.copy(pipe)
@@ -225,7 +227,8 @@ def _name(reading: _Reading) -> str:
 
 
 def _model_name(pipe: EEGQuestionAnsweringPipeline) -> str:
-    return Path(str(pipe.model.config.name_or_path)).name or "the model"
+    source = str(pipe.model.config.name_or_path)
+    return (Path(source).name if Path(source).is_dir() else source) or "the model"
 
 
 def _answers_section(reading: _Reading, output: Path) -> Html:
@@ -272,7 +275,7 @@ def _oddities_section(reading: _Reading, why_not: str | None) -> Html:
         left_out = join_words(f"{name} ({reason})" for name, reason in report.dropped)
         problems.append(f"Left out: {left_out}.")
     if why_not is not None:
-        problems.append(f"Unfiltered, the recording cannot be read: {why_not}")
+        problems.append(f"There is no spectrum before the filters: {why_not}")
     parts = [paragraph(doubt, kind="warning") for doubt in doubts]
     parts.append(bullets(dict.fromkeys(problems)) if problems else paragraph("Nothing was odd about the recording."))
     return section("What to know first", *parts)
@@ -477,7 +480,7 @@ def _recording_section(reading: _Reading) -> Html:
 def _provenance_section(reading: _Reading) -> Html:
     question, report = reading.asked.question, reading.prepared.report
     facts = [
-        ("Model", str(reading.pipe.model.config.name_or_path) or "unnamed"),
+        ("Model", _model_name(reading.pipe)),
         ("Question", question.text),
         ("Answers", ", ".join(question.answers)),
         ("Windows", _asked_about(reading)),
