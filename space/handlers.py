@@ -64,21 +64,23 @@ class Handlers:
         parts = self.parts
         # one queue for all that computes: a small machine does one thing at a time
         queued: dict[str, Any] = {"concurrency_id": "computing", "concurrency_limit": 1, "api_visibility": "private"}
-        asked = [parts.opened, parts.start, parts.choice, parts.question, parts.answers]
+        place = [parts.opened, parts.start, parts.choice]
         window = [parts.traces, parts.start, parts.ask_notice, parts.answered]
-        report = [parts.opened, parts.files, parts.upload_notice, parts.found, parts.report, *window]
-        progress = {"show_progress_on": parts.upload_notice}
+        report = [parts.opened, parts.files, parts.upload_notice, parts.found, parts.report, parts.asking, *window]
+        progress: dict[str, Any] = {"show_progress_on": parts.upload_notice}
         parts.files.upload(
             self.open_upload, [parts.files, parts.unit, parts.choice], report, **queued, **progress
         )  # fmt: skip
         parts.rest.click(self.open_rest, parts.choice, report, **queued, **progress)
         parts.arithmetic.click(self.open_arithmetic, parts.choice, report, **queued, **progress)
-        parts.start.release(self.show_window, asked, window, **queued, show_progress="hidden")
-        parts.earlier.click(self.show_earlier, asked, window, **queued, show_progress="hidden")
-        parts.later.click(self.show_later, asked, window, **queued, show_progress="hidden")
-        parts.choice.change(self.change_question, asked, [parts.own, *window], **queued, show_progress="hidden")
+        parts.start.release(self.show_window, place, window, **queued, show_progress="hidden")
+        parts.earlier.click(self.show_earlier, place, window, **queued, show_progress="hidden")
+        parts.later.click(self.show_later, place, window, **queued, show_progress="hidden")
+        parts.choice.change(self.change_question, place, [parts.own, *window], **queued, show_progress="hidden")
         answer = [parts.ask_notice, parts.answered, parts.heading, parts.probabilities, parts.tokens, parts.maps]
-        parts.ask.click(self.ask, asked, answer, **queued, show_progress_on=parts.ask_notice)
+        parts.ask.click(
+            self.ask, [*place, parts.question, parts.answers], answer, **queued, show_progress_on=parts.ask_notice
+        )
 
     @in_words("upload_notice")
     def open_upload(self, files: Sequence[str], unit: str, choice: str) -> Iterator[Changes]:
@@ -106,28 +108,27 @@ class Handlers:
             opened = visit.read_recording(path, self.pipe.processor.feature_extractor)
         yield self._report(opened, choice)
 
+    def show_window(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
+        """Draws the window that was picked."""
+        yield from self._move(opened, start, choice, 0)
+
+    def show_earlier(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
+        """One window back."""
+        yield from self._move(opened, start, choice, -1)
+
+    def show_later(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
+        """One window on."""
+        yield from self._move(opened, start, choice, 1)
+
     @in_words("ask_notice")
-    def show_window(
-        self, opened: visit.Opened | None, start: float, choice: str, question: str, answers: str, windows: int = 0
-    ) -> Iterator[Changes]:
-        """Draws the window that was picked, or the one so many windows further on."""
+    def _move(self, opened: visit.Opened | None, start: float, choice: str, windows: int) -> Iterator[Changes]:
         window = self._window(opened, start, choice)
         if windows:
             window = self._window(opened, window.start + windows * window.seconds, choice)
         yield self._shown(window)
 
-    def show_earlier(self, *asked: Any) -> Iterator[Changes]:
-        """One window back."""
-        yield from self.show_window(*asked, windows=-1)
-
-    def show_later(self, *asked: Any) -> Iterator[Changes]:
-        """One window on."""
-        yield from self.show_window(*asked, windows=1)
-
     @in_words("ask_notice")
-    def change_question(
-        self, opened: visit.Opened | None, start: float, choice: str, question: str, answers: str
-    ) -> Iterator[Changes]:
+    def change_question(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
         """Another question may want other windows and other channels."""
         yield {self.parts.own: gr.update(visible=choice == OWN_QUESTION)}
         yield self._shown(self._window(opened, start, choice))
@@ -175,7 +176,15 @@ class Handlers:
 
     def _report(self, opened: visit.Opened, choice: str) -> Changes:
         parts = self.parts
-        changes = {parts.opened: opened, parts.found: gr.update(visible=True), parts.report: words.report(opened)}
+        is_readable = opened.prepared is not None
+        changes = {
+            parts.opened: opened,
+            parts.found: gr.update(visible=True),
+            parts.report: words.report(opened),
+            parts.asking: gr.update(visible=is_readable),
+        }
+        if not is_readable:
+            return changes
         try:
             return changes | self._shown(self._window(opened, None, choice))
         except ValueError as error:

@@ -26,6 +26,7 @@ class Parts:
     upload_notice: gr.HTML
     found: gr.Column
     report: gr.HTML
+    asking: gr.Column
     traces: gr.HTML
     earlier: gr.Button
     start: gr.Slider
@@ -71,35 +72,36 @@ def lay_out(introduction: str, choices: Sequence[tuple[str, str]]) -> Parts:
     upload_notice = gr.HTML(elem_id="upload-notice")
     with gr.Column(visible=False) as found:
         report = gr.HTML(elem_id="report")
-        gr.HTML('<h2 class="step">Pick a window</h2>')
-        traces = gr.HTML(elem_id="traces")
-        start = gr.Slider(0, 1, step=1, label="The window starts at (s)", elem_id="start", buttons=[])
-        with gr.Row():
-            earlier = gr.Button("◀ Earlier", min_width=120, size="md", elem_id="earlier")
-            later = gr.Button("Later ▶", min_width=120, size="md", elem_id="later")
-        gr.HTML('<h2 class="step">Ask</h2>')
-        choice = gr.Radio(list(choices), value=choices[0][1], show_label=False, container=False, elem_id="choice")
-        with gr.Column(visible=choices[0][1] == OWN_QUESTION) as own, gr.Row():
-            question = gr.Textbox(
-                label="Your question", placeholder="Is this person asleep?", max_length=visit.MAX_CHARACTERS
-            )
-            answers = gr.Textbox(
-                label="Answers to choose from",
-                placeholder="Yes, No",
-                info="Parted by commas, or a line each.",
-                lines=2,
-                max_length=visit.MAX_ANSWERS * visit.MAX_CHARACTERS,
-            )
-        ask = gr.Button("Ask about this window", variant="primary", elem_id="ask")
-        ask_notice = gr.HTML(elem_id="ask-notice")
-        with gr.Column(visible=False) as answered:
-            heading = gr.HTML(elem_id="heading")
-            probabilities = gr.Label(show_label=False, num_top_classes=visit.MAX_ANSWERS, elem_id="probabilities")
-            maps = gr.HTML(elem_id="maps")
-            tokens = gr.HTML(elem_id="tokens")
+        with gr.Column() as asking:
+            gr.HTML('<h2 class="step">Pick a window</h2>')
+            traces = gr.HTML(elem_id="traces")
+            start = gr.Slider(0, 1, step=1, label="The window starts at (s)", elem_id="start", buttons=[])
+            with gr.Row():
+                earlier = gr.Button("◀ Earlier", min_width=120, size="md", elem_id="earlier")
+                later = gr.Button("Later ▶", min_width=120, size="md", elem_id="later")
+            gr.HTML('<h2 class="step">Ask</h2>')
+            choice = gr.Radio(list(choices), value=choices[0][1], show_label=False, container=False, elem_id="choice")
+            with gr.Column(visible=choices[0][1] == OWN_QUESTION) as own, gr.Row():
+                question = gr.Textbox(
+                    label="Your question", placeholder="Is this person asleep?", max_length=visit.MAX_CHARACTERS
+                )
+                answers = gr.Textbox(
+                    label="Answers to choose from",
+                    placeholder="Yes, No",
+                    info="Parted by commas, or a line each.",
+                    lines=2,
+                    max_length=visit.MAX_ANSWERS * visit.MAX_CHARACTERS,
+                )
+            ask = gr.Button("Ask about this window", variant="primary", elem_id="ask")
+            ask_notice = gr.HTML(elem_id="ask-notice")
+            with gr.Column(visible=False) as answered:
+                heading = gr.HTML(elem_id="heading")
+                probabilities = gr.Label(show_label=False, num_top_classes=visit.MAX_ANSWERS, elem_id="probabilities")
+                maps = gr.HTML(elem_id="maps")
+                tokens = gr.HTML(elem_id="tokens")
     return Parts(
-        opened, files, unit, rest, arithmetic, upload_notice, found, report, traces, earlier, start, later, choice,
-        own, question, answers, ask, ask_notice, answered, heading, probabilities, tokens, maps,
+        opened, files, unit, rest, arithmetic, upload_notice, found, report, asking, traces, earlier, start, later,
+        choice, own, question, answers, ask, ask_notice, answered, heading, probabilities, tokens, maps,
     )  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """The model is opened, the page is built, and a web server is started on it."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 import uploads
 import words
+from gate import UploadGate
 from handlers import Handlers
 from layout import CSS, KEPT_SECONDS, OWN_QUESTION, lay_out, theme
+from starlette.middleware import Middleware
 
 from neurolm_hf.answering import open_model
 from neurolm_hf.cpu import make_cpu_fast
@@ -19,6 +21,8 @@ TITLE = "Ask an EEG recording"
 # Visitors whose recordings are held at a time, and events that wait.
 MAX_VISITORS = 30
 MAX_WAITING = 20
+# Gradio's method that makes a file at hand of whatever a request names as one.
+_FETCH = "async_move_resource_to_block_cache"
 NO_MODEL = (
     "This page has no model to ask. Whoever runs it sets the environment variable NEUROLM_MODEL to a model's folder "
     "or its id on the Hub."
@@ -42,6 +46,7 @@ def serve(source: str, upload_folder: Path) -> None:
         show_error=False,
         ssr_mode=False,
         footer_links=[],
+        app_kwargs={"middleware": [Middleware(UploadGate, upload_folder=upload_folder)]},
         theme=theme(),
         css=CSS,
     )
@@ -67,23 +72,24 @@ def build_page(source: str, upload_folder: Path) -> gr.Blocks:
     choices = [(task["question"].removeprefix("Question: "), task["name"]) for task in tasks]
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         parts = lay_out(introduction, [*choices, ("A question of my own", OWN_QUESTION)])
-        parts.files.async_move_resource_to_block_cache = _uploaded_only
+        setattr(parts.files, _FETCH, _uploaded_only)
         Handlers(pipe, parts, upload_folder).connect()
         page.unload(_forgetting(page))
     return page
 
 
-async def _uploaded_only(path: str | None) -> str | None:
+async def _uploaded_only(path: str | Path | None) -> str | None:
     """In place of Gradio's, which would fetch the addresses that a forged request names as files."""
-    if path is None or "://" in path:
+    if path is None or "://" in str(path):
         raise gr.Error("Only what was uploaded here is read.")
-    return path
+    return str(path)
 
 
-def _forgetting(page: gr.Blocks) -> Any:
+def _forgetting(page: gr.Blocks) -> Callable[[gr.Request], None]:
     """What is done when a visitor closes the page, in place of Gradio's hour of keeping the session's state."""
 
     def forget(request: gr.Request) -> None:
-        page.state_holder.delete_state(request.session_hash)
+        if request.session_hash:
+            page.state_holder.delete_state(request.session_hash)
 
     return forget

@@ -7,6 +7,7 @@ refers to files that were not uploaded. Its duration is checked when it is opene
 import os
 import re
 import shutil
+import struct
 import tempfile
 import time
 import zlib
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-MEGABYTE = 10**6
+MEGABYTE = 2**20
 MAX_BYTES = 50 * MEGABYTE
 MAX_FILES = 3
 # Of a MATLAB file, whose parts are packed.
@@ -76,10 +77,7 @@ def recording_to_open(folder: Path) -> Path:
     files = sorted(folder.iterdir())
     size = sum(path.stat().st_size for path in files)
     if size > MAX_BYTES:
-        raise ValueError(
-            f"The upload has {size / MEGABYTE:.0f} MB, and this page reads {MAX_BYTES / MEGABYTE:.0f} MB at most. Cut "
-            "a shorter piece out of the recording."
-        )
+        raise ValueError(too_large(size))
     for path in files:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path.name} is of no format that this page reads. {FORMATS}")
@@ -102,6 +100,14 @@ def recording_to_open(folder: Path) -> Path:
     if header.suffix.lower() == ".set":
         _check_unpacked_size(header)
     return header
+
+
+def too_large(size: int) -> str:
+    """What is said of an upload of so many bytes."""
+    return (
+        f"The upload has {size / MEGABYTE:.0f} MB, and this page reads {MAX_BYTES // MEGABYTE} MB at most. Cut a "
+        "shorter piece out of the recording."
+    )
 
 
 def remove_old(upload_folder: str | os.PathLike, seconds: float) -> None:
@@ -154,10 +160,10 @@ def _check_references(header: Path, parts: set[str]) -> None:
 def _check_unpacked_size(path: Path) -> None:
     """The parts of a MATLAB file are packed, each apart: unpacked in small pieces, their bytes are counted."""
     data = path.read_bytes()
-    order = "little" if data[126:128] == b"IM" else "big"
+    words = struct.Struct("<2I" if data[126:128] == b"IM" else ">2I")
     place, unpacked = 128, 0
-    while place + 8 <= len(data):
-        kind, size = (int.from_bytes(data[place + at : place + at + 4], order) for at in (0, 4))
+    while place + words.size <= len(data):
+        kind, size = words.unpack_from(data, place)
         part, place = memoryview(data)[place + 8 : place + 8 + size], place + 8 + size
         if kind != 15:  # only these are packed
             continue

@@ -95,7 +95,7 @@ def read_recording(path: Path, extractor: EEGFeatureExtractor, unit: str | None 
     path = path.resolve()
     _check_limits(path)
     found = inspect_recording(path)
-    info = replace(found, path=path.name, problems=[_said(problem, path) for problem in found.problems])
+    info = replace(found, path=path.name, problems=[_of_file(problem, path) for problem in found.problems])
     try:
         with warnings.catch_warnings():  # which the report holds
             warnings.simplefilter("ignore")
@@ -103,7 +103,7 @@ def read_recording(path: Path, extractor: EEGFeatureExtractor, unit: str | None 
             extractor.window_spans(prepared)
             return Opened(info, _in_memory(prepared, path))
     except ValueError as error:
-        return Opened(info, refusal=_said(str(error), path))
+        return Opened(info, refusal=_named(str(error), path))
 
 
 def read_question(task: str | None, question: str, answers: str) -> Question:
@@ -205,7 +205,7 @@ def _check_limits(path: Path) -> None:
 
 def _in_memory(prepared: PreparedEEG, path: Path) -> PreparedEEG:
     """The same recording, computed once, without its file."""
-    warned = [_said(warning, path) for warning in prepared.report.warnings]
+    warned = [_of_file(warning, path) for warning in prepared.report.warnings]
     report = replace(prepared.report, source=path.name, warnings=warned)
     return replace(prepared, report=report, samples=partial(_samples, prepared.values))
 
@@ -214,6 +214,12 @@ def _samples(values: NDArray[np.float32], start: int, stop: int) -> NDArray[np.f
     return values[:, start:stop]
 
 
-def _said(message: str, path: Path) -> str:
-    """A message without the folder of a file, and without its name where it only begins with that."""
-    return message.replace(f"{path.parent}/", "").removeprefix(f"{path.name}: ")
+def _named(message: str, path: Path) -> str:
+    """A message that names a file without its folder."""
+    return message.replace(f"{path.parent}/", "")
+
+
+def _of_file(message: str, path: Path) -> str:
+    """A message for a list that stands below the name of the file."""
+    said = _named(message, path).removeprefix(f"{path.name}: ")
+    return said[:1].upper() + said[1:]
