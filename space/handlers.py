@@ -39,7 +39,7 @@ def in_words(notice: str) -> Callable[[Callable[P, Iterator[Changes]]], Callable
             except (ImportError, ValueError) as error:
                 yield {place: words.notice(str(error))}
             except Exception:
-                logging.getLogger(__name__).exception("%s failed", handler.__name__)
+                logging.getLogger(__name__).exception("%s failed, and the fault is ours", handler.__name__)
                 yield {place: words.notice("This did not work, and the fault is ours. Try another recording.")}
 
         return guarded
