@@ -6,7 +6,6 @@ What a visitor has opened comes in and goes out as the state of that visitor's s
 import functools
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -142,9 +141,7 @@ class Handlers:
         yield {parts.ask_notice: "", parts.answered: gr.update(visible=False)}
         asked = visit.read_question(None if choice == OWN_QUESTION else choice, question, answers)
         window = visit.find_window(self.pipe, _open(opened), asked, start)
-        began = time.perf_counter()
         probabilities = visit.answer(self.pipe, window)
-        seconds_a_pass = time.perf_counter() - began
         yield {
             parts.answered: gr.update(visible=True),
             parts.heading: words.answer_heading(window, probabilities),
@@ -155,7 +152,7 @@ class Handlers:
             ),
         }
         try:
-            found = visit.importance(self.pipe, window, seconds_a_pass)
+            found = visit.importance(self.pipe, window)
         except ValueError as error:
             yield {parts.maps: words.notice(str(error))}
             return
