@@ -138,11 +138,15 @@ class Handlers:
     ) -> Iterator[Changes]:
         """The answer and the tokens first; what mattered takes many more passes of the model."""
         parts = self.parts
-        yield {parts.ask_notice: "", parts.answered: gr.update(visible=False)}
+        yield {
+            parts.ask_notice: words.waiting("The model reads the window."),
+            parts.answered: gr.update(visible=False),
+        }
         asked = visit.read_question(None if choice == OWN_QUESTION else choice, question, answers)
         window = visit.find_window(self.pipe, _open(opened), asked, start)
         probabilities = visit.answer(self.pipe, window)
         yield {
+            parts.ask_notice: "",
             parts.answered: gr.update(visible=True),
             parts.heading: words.answer_heading(window, probabilities),
             parts.probabilities: probabilities,
@@ -169,13 +173,19 @@ class Handlers:
         """The page before anything is opened: what was open is forgotten, and the files are no longer listed."""
         parts = self.parts
         hidden = gr.update(visible=False)
-        return {parts.opened: None, parts.upload_notice: "", parts.found: hidden, parts.files: None}
+        forgotten: Changes = {parts.opened: None, parts.files: None, parts.found: hidden, parts.answered: hidden}
+        return forgotten | {
+            parts.upload_notice: words.waiting("Reading the recording."),
+            parts.traces: "",
+            parts.ask_notice: "",
+        }
 
     def _report(self, opened: visit.Opened, choice: str) -> Changes:
         parts = self.parts
         is_readable = opened.prepared is not None
         changes = {
             parts.opened: opened,
+            parts.upload_notice: "",
             parts.found: gr.update(visible=True),
             parts.report: words.report(opened),
             parts.asking: gr.update(visible=is_readable),
