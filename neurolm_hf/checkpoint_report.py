@@ -38,6 +38,7 @@ from .modeling_neurolm import NeuroLMVQModel
 from .page import Html, bullets, paragraph, picture, section, table, write_page
 from .processing_neurolm import EEGFeatureExtractor
 from .recording_figures import spread
+from .recording_report import check_decoder
 from .scoring import score_rows, true_class
 from .stages import bare_language_model
 from .starting_models import load_vq, model_type
@@ -146,7 +147,9 @@ def _open(model: str, data: str, split: str, tokenizer: str | None, windows_at_m
     rows = asked.rows
     asked = dataclasses.replace(asked, rows=rows.select(spread(len(rows), windows_at_most).tolist()))
     language_model = bare_language_model(answering.model)
-    encoder = language_model if language_model.eeg_encoder.config.has_codebook else None
+    decoder = None if tokenizer is None else load_vq(tokenizer)[0].eval()
+    if decoder is not None:
+        check_decoder(decoder, language_model.eeg_encoder)
     return _Given(
         name=name,
         source=model,
@@ -155,8 +158,8 @@ def _open(model: str, data: str, split: str, tokenizer: str | None, windows_at_m
         of_all=len(rows),
         folder=data,
         split=split,
-        encoder=encoder,
-        tokenizer=None if tokenizer is None else _matching(load_vq(tokenizer)[0].eval(), encoder, tokenizer, model),
+        encoder=language_model if language_model.eeg_encoder.config.has_codebook else None,
+        tokenizer=decoder,
         answering=answering,
         asked=asked,
     )
@@ -167,18 +170,6 @@ def _is_tokenizer(source: str) -> bool:
         return model_type(source) == "neurolm_vq"
     except ValueError:  # an adapter without a config, or nothing, which `open_model` will say
         return False
-
-
-def _matching(tokenizer: NeuroLMVQModel, encoder: Any, source: str, model: str) -> NeuroLMVQModel:
-    """The tokenizer, if its codes are those of the model: the decoder knows no others."""
-    codebook = tokenizer.encoder.quantizer.codebook
-    if encoder is not None and not _same(codebook, encoder.eeg_encoder.quantizer.codebook):
-        raise ValueError(f"{source} has other codes than {model}: give the tokenizer that the model was made with.")
-    return tokenizer
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one.float(), other.float(), atol=1e-3)
 
 
 # Sections --------------------------------------------------------------------------------------------
