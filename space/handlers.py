@@ -173,11 +173,14 @@ class Handlers:
         """The page before anything is opened: what was open is forgotten, and the files are no longer listed."""
         parts = self.parts
         hidden = gr.update(visible=False)
-        forgotten: Changes = {parts.opened: None, parts.files: None, parts.found: hidden, parts.answered: hidden}
-        return forgotten | {
+        return {
+            parts.opened: None,
+            parts.files: None,
             parts.upload_notice: words.waiting("Reading the recording."),
+            parts.found: hidden,
             parts.traces: "",
             parts.ask_notice: "",
+            parts.answered: hidden,
         }
 
     def _report(self, opened: visit.Opened, choice: str) -> Changes:
