@@ -46,7 +46,11 @@ def introduction(model: str = "", tasks: Sequence[str] = ()) -> str:
     if model:
         known = f" It was tuned on {join_words(tasks)}; answers to other questions may mean nothing." if tasks else ""
         said.append(paragraph(f"The model: {model}.{known}", "small"))
-        said += [] if tasks else [notice("This model was never tuned on questions: its answers mean nothing.")]
+        said += (
+            []
+            if tasks
+            else [notice("This model names no question that it was tuned on: its answers may mean nothing.")]
+        )
     return _prose(*said)
 
 

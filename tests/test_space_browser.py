@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from chromium import chromium, needs_chromium
+from playwright.sync_api import Browser, Page, expect
 from recording_files import RECORDINGS, write_edf
 from tiny_pipeline import SLEEP, tiny_answerer, tiny_processor
 
@@ -23,13 +24,9 @@ from neurolm_hf.answering import open_model
 from neurolm_hf.simulation import simulate_recordings
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = "/usr/bin/chromium"
-# without these, Chromium looks up hosts of its maker's at every start
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-QUIET += ("--disable-component-update", "--disable-sync")
 PATIENCE = 60_000  # milliseconds: one of two cores may be busy
 
 
@@ -93,11 +90,9 @@ def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield browser
-        browser.close()
+def browser() -> Iterator[Browser]:
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
