@@ -60,16 +60,19 @@ class Answering:
     def doubts(self, given: EvaluationSet) -> list[str]:
         """Why answers about a set may mean nothing: another question, or people whom the model was tuned on."""
         if self.config is None:
-            return [f"{self.source} does not say which tasks it was tuned on."]
+            return ["The model does not say which tasks it was tuned on."]
         if self.config.stage != "instruction-tuned":
-            return [f"{self.source} was never instruction-tuned: its answers mean nothing."]
+            return ["The model was never instruction-tuned: its answers mean nothing."]
         found, known, task = [], self.config.tasks or [], given.task
         if not any((one["question"], tuple(one["answers"])) == (task.question, task.classes) for one in known):
             names = ", ".join(one["name"] for one in known) or "none that it names"
-            found.append(f"{self.source} was never tuned on this question; its tasks are {names}.")
+            found.append(f"The model was never tuned on this question; its tasks are {names}.")
         seen = _subjects_tuned_on(self.config.provenance or {}, task.name)
-        if common := sorted(seen & {str(name) for name in given.rows["subject"]}):
-            found.append(f"{self.source} was tuned on {len(common)} of these subjects, {common[0]} among them.")
+        if seen is None:
+            found.append("The model does not name the subjects that it was tuned on: these may be among them.")
+        # no name: notes of an evaluation are published with the model
+        elif common := seen & {str(name) for name in given.rows["subject"]}:
+            found.append(f"The model was tuned on {len(common)} of these subjects.")
         return found
 
 
@@ -165,13 +168,19 @@ def _is_adapter(source: str) -> bool:
         return False
 
 
-def _subjects_tuned_on(provenance: Mapping[str, Any], task: str) -> set[str]:
-    """Whom the training saw for a task, where a stage of this package has written the provenance."""
+def _subjects_tuned_on(provenance: Mapping[str, Any], task: str) -> set[str] | None:
+    """Whom the training saw for a task, where a stage of this package has written the provenance.
+
+    None where the names were left out when the model was published.
+    """
     subjects: set[str] = set()
     while provenance:
         data = provenance.get("data")
         entries = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
-        subjects |= {name for one in entries if one.get("task") == task for name in one.get("subjects", [])}
+        entries = [one for one in entries if one.get("task") == task]
+        if any("subjects" not in one for one in entries):
+            return None
+        subjects |= {name for one in entries for name in one["subjects"]}
         # what it was tuned on before it was tuned further
         before = provenance.get("started_from")
         provenance = (before.get("provenance") or {}) if isinstance(before, Mapping) else {}

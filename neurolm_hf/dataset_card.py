@@ -29,6 +29,8 @@ SOURCES = {
 _LISTED = 50  # files by name; more are in summary.json
 _UPLOADED = ["README.md", "preparation.json", "summary.json", "data/*/*.parquet", "reports/*.json"]
 _HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# What Markdown takes for a sign, except the bar, which `markdown_table` sees to.
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>#~!&])")
 # How the reasons begin that channels are dropped for because they are no EEG, which is no loss.
 _NO_EEG = ("MNE channel type", "not EEG by its name", "a pair of two reference electrodes")
 _RULES = {
@@ -137,11 +139,38 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
 
 
+def hub_licence(licence: str) -> str:
+    """A licence as the head of a card names it: an identifier of the Hub, `other` for words."""
+    return licence if _HUB_LICENCE.fullmatch(licence) else "other"
+
+
+def plain_text(text: str) -> str:
+    """A name of whatever kind as one line of Markdown that shows it as it is."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def recipe_in_words(recipe: Mapping[str, Any]) -> str:
+    """What a preprocessing recipe does, as it stands behind "recordings were"."""
+    low, high = recipe["band"]
+    steps = []
+    if recipe["do_filter"]:
+        steps.append(f"band-passed {low:g}–{high:g} Hz")
+    if recipe["do_notch"] and recipe["notch_frequency"] is not None:
+        steps.append(f"notched at {recipe['notch_frequency']:g} Hz")
+    if recipe["do_resample"]:
+        steps.append(f"resampled to {recipe['sampling_rate']} Hz")
+    if recipe["reference"] is not None:
+        steps.append(f"referenced to the {recipe['reference']}")
+    if recipe["do_rescale"]:
+        steps.append(f"divided by {recipe['scale']:g} µV")
+    return ", ".join(steps) or "left as they were"
+
+
 def _header(preparation: Mapping[str, Any], summary: Mapping[str, Any], licence: str | None) -> str:
     """The YAML that the Hub and `load_dataset` read. A JSON string is a YAML string."""
     lines = ["---", f"pretty_name: {json.dumps(preparation['task'] + ' prepared for NeuroLM')}"]
     if licence is not None:
-        lines.append(f"license: {licence if _HUB_LICENCE.fullmatch(licence) else 'other'}")
+        lines.append(f"license: {hub_licence(licence)}")
     lines += ["tags:", "- eeg", "- neurolm", f"- {json.dumps(preparation['task'].lower())}"]
     lines += ["configs:", "- config_name: default", "  data_files:"]
     for split in summary["windows"]:
@@ -186,20 +215,8 @@ def _count_labels(shards: Path) -> Counter[int]:
 
 
 def _preparation(preparation: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    recipe = preparation["recipe"]
-    low, high = recipe["band"]
-    steps = []
-    if recipe["do_filter"]:
-        steps.append(f"band-passed {low:g}–{high:g} Hz")
-    if recipe["do_notch"] and recipe["notch_frequency"] is not None:
-        steps.append(f"notched at {recipe['notch_frequency']:g} Hz")
-    if recipe["do_resample"]:
-        steps.append(f"resampled to {recipe['sampling_rate']} Hz")
-    if recipe["reference"] is not None:
-        steps.append(f"referenced to the {recipe['reference']}")
-    if recipe["do_rescale"]:
-        steps.append(f"divided by {recipe['scale']:g} µV")
-    lines = [f"Whole recordings in microvolts were {', '.join(steps) or 'left as they were'}, and then cut."]
+    steps = recipe_in_words(preparation["recipe"])
+    lines = [f"Whole recordings in microvolts were {steps}, and then cut."]
     impossible = Counter(step for file in summary["files"] for step in file.get("steps_impossible", []))
     for step, count in sorted(impossible.items()):
         lines.append(

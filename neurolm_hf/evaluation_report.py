@@ -1,14 +1,16 @@
 """The results of an evaluation as files: JSON with everything, Markdown to read, metadata for a model card."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from . import __version__
-from .dataset_card import markdown_table
-from .evaluation import BASELINE, CHANCE, PublishedFigures, Result, Score
+from .dataset_card import markdown_table, plain_text
+from .evaluation import BASELINE, CHANCE, PublishedFigures, Result, Score, WrittenAnswers
 from .prepared_set import to_json
 from .storage import write_text
 from .typed_json import read_dataclass
@@ -52,7 +54,18 @@ class Evaluation:
         write_text(folder / "model-index.yaml", self.card_data().to_yaml() + "\n")
 
     def markdown(self) -> str:
-        """Tables with intervals, and what must be said about them."""
+        """Tables with intervals, subject by subject too, and what must be said about them."""
+        parts = [f"# Answers of {plain_text(self.name)}\n\n{self._how()}"]
+        for result in self.results:
+            parts += [*self._scores(result, "##"), *self._by_subject(result)]
+        return "\n".join(parts)
+
+    def summary(self) -> str:
+        """The same for a section of a card: nothing about single subjects."""
+        return "\n".join([self._how(), *(part for result in self.results for part in self._scores(result, "###"))])
+
+    def _how(self) -> str:
+        """What the figures are, and their intervals."""
         how = "Metrics are of the probabilities that the model gives the allowed answers."
         if self.as_reference:
             how = (
@@ -60,8 +73,7 @@ class Evaluation:
                 "a text without an answer counts as an answer. Compare with published figures only."
             )
         intervals = "In brackets: 95% intervals, drawing whole subjects with replacement, 1000 times."
-        parts = [f"# Answers of {self.name}\n\n{how} {intervals} {_CHANCE_KNOWS}\n"]
-        return "\n".join([*parts, *(part for result in self.results for part in self._sections(result))])
+        return f"{how} {intervals} {_CHANCE_KNOWS}\n"
 
     def card_data(self) -> ModelCardData:
         """The model's own scores as the `model-index` of a model card."""
@@ -86,29 +98,31 @@ class Evaluation:
             ],
         )
 
-    def _sections(self, result: Result) -> list[str]:
-        """Markdown of one result: scores, notes, what was written, subjects."""
+    def _scores(self, result: Result, level: str) -> list[str]:
+        """Markdown of one result under a heading of a level: scores, notes, what was written."""
         head = ["", *(TITLES[name] for name in result.metrics)]
         given = {self.name: result.model, BASELINE: result.baseline, CHANCE: result.chance}
         rows = [[who, *map(with_interval, scores.values())] for who, scores in given.items() if scores is not None]
         for one in result.published:
             figures = [f"{one.metrics[name]:.3f}" if name in one.metrics else UNDEFINED for name in result.metrics]
             rows.append([f"{one.name}, published ({one.source})", *figures])
-        counts = ", ".join(f"{answer} {count:,}" for answer, count in result.windows.items())
-        title = (
-            f"## {result.task}, {result.split}: {sum(result.windows.values()):,} windows of {result.subjects} subjects"
-        )
-        parts = [f"{title}\n\n> {result.question}\n\nTrue answers: {counts}.\n", markdown_table(head, rows)]
+        counts = ", ".join(f"{plain_text(answer)} {count:,}" for answer, count in result.windows.items())
+        windows = sum(result.windows.values())
+        title = f"{level} {plain_text(result.task)}, {result.split}: {windows:,} windows of {result.subjects} subjects"
+        asked = f"> {plain_text(result.question)}\n\nTrue answers: {counts}."
+        parts = [f"{title}\n\n{asked}\n", markdown_table(head, rows)]
         lines = [*map(_one_line, result.notes), *self._about_writing(result)]
         if lines:
             parts.append("".join(f"- {line}\n" for line in lines))
+        return parts
+
+    def _by_subject(self, result: Result) -> list[str]:
+        head = ["subject", "windows", *(TITLES[name] for name in result.metrics)]
         of_subjects = [
             [row["subject"], f"{row['windows']:,}", *(_figure(row[name]) for name in result.metrics)]
             for row in result.by_subject
         ]
-        parts.append(f"{self.name}, subject by subject:\n")
-        parts.append(markdown_table(["subject", "windows", *head[1:]], of_subjects))
-        return parts
+        return [f"{plain_text(self.name)}, subject by subject:\n", markdown_table(head, of_subjects)]
 
     def _about_writing(self, result: Result) -> list[str]:
         if result.written is None:
@@ -118,6 +132,34 @@ class Evaluation:
         line += f"{written.unparseable:.1%} are none of the answers"
         quoted = ", ".join(json.dumps(text, ensure_ascii=False) for text in written.examples)
         return [line + (f", such as {quoted}." if quoted else ".")]
+
+
+def read_evaluation(folder: str | Path) -> Evaluation:
+    """What `Evaluation.write` has written.
+
+    Raises:
+        ValueError: the folder has no `results.json`, or one of something else.
+    """
+    file = Path(folder) / "results.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no results: scripts/evaluate_tasks.py writes a results.json.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        results = [_read_result(one) for one in content["results"]]
+        return Evaluation(content["name"], content["source"], content["as_reference"], results)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no evaluation of this package: {error!r}.") from error
+
+
+def _read_result(content: Mapping[str, Any]) -> Result:
+    """A result as `asdict` left it."""
+    scores = {
+        name: None if content[name] is None else {metric: Score(**score) for metric, score in content[name].items()}
+        for name in ("model", "baseline", "chance")
+    }
+    written = None if content["written"] is None else WrittenAnswers(**content["written"])
+    published = [PublishedFigures(**one) for one in content["published"]]
+    return Result(**{**content, **scores, "written": written, "published": published})
 
 
 def read_published(path: str | Path) -> list[PublishedFigures]:

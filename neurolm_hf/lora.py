@@ -7,9 +7,11 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
 from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMForSequenceClassification
+from .processing_neurolm import NeuroLMProcessor
 
 
 # As PEFT matches them: a pattern from the start, names of whole modules by their end.
@@ -86,6 +88,16 @@ def add_adapter(model: Adaptable, base: str | Path, config: LoraConfig) -> PeftM
     model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else str(base)
     adapted: Any = get_peft_model(model, config)
     return adapted
+
+
+def save_beside_adapter(model: Adaptable, processor: NeuroLMProcessor, folder: str | Path) -> None:
+    """Writes what PEFT leaves out of an adapter's folder: config and code of the model, and its processor.
+
+    With them the folder opens as a model does, by `AutoModelForCausalLM` or `pipeline`, and says what it was taught.
+    """
+    custom_object_save(model, folder, config=model.config)
+    model.config.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def _linear_layers(model: Adaptable) -> dict[str, nn.Module]:

@@ -7,6 +7,8 @@ that reads the encoder's features between its text tokens. EEG is batch first ev
 """
 
 import inspect
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +26,16 @@ from transformers.masking_utils import create_bidirectional_mask, create_masks_f
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    ModelOutput,
+    cached_file,
+    can_return_tuple,
+    is_peft_available,
+    logging,
+)
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
@@ -980,10 +991,21 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
         _init_eeg_module(module)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the EEG encoder is frozen again, which loading undoes."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the EEG encoder is frozen again, which loading undoes.
+
+        An adapter opens with the model it belongs to, and knows the tasks that it was tuned on: those of the config
+        in its own folder or repository, where there is one.
+
+        Raises:
+            ImportError: an adapter, without peft.
+        """
+        name = _model_of_adapter(pretrained_model_name_or_path, kwargs)
+        loaded = super().from_pretrained(name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if getattr(model, "peft_config", None):
+            adapter_options = kwargs.get("adapter_kwargs") or {}
+            _take_tasks(model.config, adapter_options.get("_adapter_model_path", name), kwargs)
         model.freeze_eeg_encoder()
         return loaded
 
@@ -1229,6 +1251,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, mm_token_type_ids, past_length)
+        self._check_context(position_ids, past_length + inputs_embeds.shape[1])
         # A mask that is ready (4-D, or one for each kind of layer) passes through.
         if attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2):
             attention_mask = NeuroLMForCausalLM.create_masks_for_generate(
@@ -1323,6 +1346,18 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
                 f"the shape {tuple(features.shape[:2])}, got {None if codes is None else tuple(codes.shape)}."
             )
         return NeuroLMEEGEncoding(features=features, codes=codes if with_codes else None)
+
+    def _check_context(self, position_ids: torch.Tensor, tokens: int | torch.Tensor) -> None:
+        """Learned positions end: GPT-2 would fail with an index out of range, on a GPU without saying where."""
+        limit = self.config.get_text_config().max_position_embeddings
+        # no more positions than tokens, so that short inputs need not be looked at
+        if isinstance(getattr(self.language_model, "wpe", None), nn.Embedding) and tokens > limit:
+            longest = int(position_ids.max()) + 1
+            if longest > limit:
+                raise ValueError(
+                    f"An input takes {longest} positions (one for each token of text and each second of EEG), and "
+                    f"this language model has {limit}: shorten windows or text, or give fewer examples."
+                )
 
     def _positions(
         self,
@@ -1773,6 +1808,9 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
     def as_pipeline(self, processor: Any, **options: Any) -> Any:
         """This model as `pipeline("eeg-question-answering")`, which transformers makes of a folder or a Hub id alone.
 
+        An adapter that PEFT has put around a model keeps that model's config; `from_pretrained(ADAPTER)` and
+        `pipeline(model=ADAPTER)` know the tasks of the adapter.
+
         Args:
             processor: the model's.
             options: as of `transformers.pipeline`: `batch_size`, `device`, what every call asks but `task`.
@@ -2096,6 +2134,33 @@ def block_ids(
     starts[real] = (patches.diff(dim=1, prepend=patches.new_full((3, 1), -1)) != 0).any(0)
     blocks = starts.cumsum(1)
     return torch.zeros_like(placeholders, dtype=torch.long).masked_scatter(placeholders, blocks[real])
+
+
+def _model_of_adapter(name: Any, options: dict[str, Any]) -> Any:
+    """The model that an adapter's folder belongs to; any other name as it is.
+
+    transformers takes a folder with a config for a whole model: it would look for the weights of an adapter's model
+    in the adapter's folder.
+    """
+    if name is None or not os.path.isfile(os.path.join(name, "adapter_config.json")):
+        return name
+    if not is_peft_available():
+        raise ImportError(f"{name} is an adapter, which needs peft: pip install peft", name="peft")
+    if any(os.path.isfile(os.path.join(name, file)) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        return name
+    options["adapter_kwargs"] = {**(options.get("adapter_kwargs") or {}), "_adapter_model_path": os.fspath(name)}
+    with open(os.path.join(name, "adapter_config.json"), encoding="utf-8") as file:
+        return json.load(file)["base_model_name_or_path"]
+
+
+def _take_tasks(config: NeuroLMConfig, adapter: str, options: dict[str, Any]) -> None:
+    """Puts into the model's config what the adapter was taught; PEFT alone saves nothing about that."""
+    places = {name: options[name] for name in ("cache_dir", "local_files_only", "token") if name in options}
+    revision = (options.get("adapter_kwargs") or {}).get("revision")
+    found = cached_file(adapter, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, **places)
+    if found is not None:
+        taught = type(config).from_json_file(found)
+        config.update({name: getattr(taught, name) for name in ("stage", "tasks", "provenance")})
 
 
 def positions_from_blocks(real: torch.Tensor, mm_token_type_ids: torch.Tensor | None) -> torch.Tensor:

@@ -1624,6 +1624,8 @@ class NeuroLMProcessor(ProcessorMixin):
         ]
         if not any(found):
             return None
+        # a pipeline hands the model's on, and a tokenizer would keep it and could not be saved
+        kwargs.pop("dtype", None)
         return super()._load_tokenizer_from_pretrained(
             sub_processor_type, pretrained_model_name_or_path, subfolder=subfolder, **kwargs
         )

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -432,12 +433,16 @@ def train(trainer: NeuroLMTrainer, options: DataOptions, data: StageData) -> int
 def provenance(
     script: str, trainer: NeuroLMTrainer, data: StageData, recipe: str | None, started_from: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Where the weights come from, as the configs keep it."""
+    """Where the weights come from, as the configs and the model card keep it."""
     return {
         "made_by": f"{Path(script).name} of neurolm_hf {__version__}",
+        "versions": {name: version(name) for name in ("torch", "transformers")},
         "recipe": None if recipe is None else Path(recipe).name,
         "started_from": dict(started_from),
-        "data": data.description,
+        "data": [
+            one | _describe_recordings(folder)
+            for one, folder in zip(data.description, data.train_folders, strict=True)
+        ],
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
     }
@@ -598,6 +603,18 @@ def _describe_set(folder: str, preparation: dict[str, Any], summary: dict[str, A
         "recipe_id": preparation["recipe_id"],
         "windows": summary["windows"]["train"],
         "subjects": sorted(set(trained)),
+    }
+
+
+def _describe_recordings(folder: str) -> dict[str, Any]:
+    """What kind of windows a set trains on; not in the settings of a run, which the fingerprint decides."""
+    preparation, summary = read_description(folder)
+    return {
+        "hours": summary["hours"]["train"],
+        "window_seconds": preparation["task_file"]["windows"]["seconds"],
+        "channels": preparation["task_file"]["channels"],
+        "notch_hz": preparation["recipe"]["notch_frequency"],
+        "licence": preparation.get("licence"),
     }
 
 

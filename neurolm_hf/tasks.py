@@ -160,6 +160,7 @@ class Task:
             entry["channels"] = list(self.channels)
         if self.drop_channels:
             entry["drop_channels"] = list(self.drop_channels)
+        entry["unknown_channels"] = self.unknown_channels
         return entry
 
     def describe(self) -> str:

@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the Hub
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from scipy.signal import welch
 from transformers import (
     AutoModelForCausalLM,
@@ -41,21 +41,20 @@ from neurolm_hf.baseline import baseline_probabilities
 from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
 from neurolm_hf.configuration_neurolm import NeuroLMVQConfig
 from neurolm_hf.cpu import make_cpu_fast
-from neurolm_hf.metrics import auroc, balanced_accuracy, interval_over_subjects
-from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQModel
-from neurolm_hf.preparation import prepare_dataset
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
-from neurolm_hf.report import (
-    Metrics,
+from neurolm_hf.figures import (
     plot_codebook_usage,
     plot_confusion,
     plot_losses,
     plot_probabilities,
     plot_reconstruction,
     plot_spectra,
-    results_table,
-    write_report,
 )
+from neurolm_hf.lora import add_adapter, save_beside_adapter
+from neurolm_hf.metrics import auroc, balanced_accuracy, interval_over_subjects
+from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQModel
+from neurolm_hf.preparation import prepare_dataset
+from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
+from neurolm_hf.report import Metrics, results_table, write_report
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.simulation import simulate_recordings
 from neurolm_hf.storage import load_prepared, row_signal
@@ -132,6 +131,7 @@ def main(arguments: DemoArguments) -> None:
     model.config.update({"stage": "instruction-tuned", "tasks": [task.config_entry()], "provenance": provenance})
     model.save_pretrained(arguments.output / "model")
     processor.save_pretrained(arguments.output / "model")
+    save_beside_adapter(model, processor, arguments.output / "adapter")
 
     announce("5/6  Answers about held-out subjects")
     # what is scored is what was saved, opened as a user would
@@ -365,9 +365,7 @@ def instruction_tune(
         modules_to_save=["lm_head"],
         task_type="CAUSAL_LM",
     )
-    # the adapter remembers which model it belongs to
-    model.name_or_path = str(arguments.output / "base")
-    adapted: Any = get_peft_model(model, lora)
+    adapted: Any = add_adapter(model, arguments.output / "base", lora)
     adapted.print_trainable_parameters()
     trainer = NeuroLMTrainer(
         model=adapted,

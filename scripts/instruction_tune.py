@@ -39,7 +39,7 @@ from transformers import set_seed
 from neurolm_hf.collators import InstructionCollator
 from neurolm_hf.configuration_neurolm import NeuroLMConfig
 from neurolm_hf.devices import shares_weights
-from neurolm_hf.lora import add_adapter, lora_config
+from neurolm_hf.lora import add_adapter, lora_config, save_beside_adapter
 from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.prompts import completion_ids, prompt_ids
@@ -178,8 +178,7 @@ def run(options: InstructionOptions, args: StageTrainingArguments, recipe: str |
     label(base.config, data.tasks, source)
 
     def write_adapter(folder: Path) -> None:
-        # PEFT saves no config of the model: it says what the adapter has learnt to answer
-        base.config.save_pretrained(folder)
+        save_beside_adapter(base, processor, folder)
         if options.save_merged:
             adapted = reopened(base, options, folder) if shares_weights(args) else model
             save_merged(adapted, processor, folder / "merged")

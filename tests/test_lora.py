@@ -1,5 +1,6 @@
 """An adapter reaches the language model and nothing else, and opens where this package is not installed."""
 
+import json
 import warnings
 
 import pytest
@@ -9,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from stage_folders import write_language_model, write_text_model, write_tokenizer, write_vq
 from test_remote_code import run
 from tiny import EEG, EEG_TOKEN_ID, SEP, language_model, lm_batch
+from transformers import pipeline
 
-from neurolm_hf import NeuroLMForCausalLM
-from neurolm_hf.lora import add_adapter, lora_config
+from neurolm_hf import EEGFeatureExtractor, NeuroLMForCausalLM, NeuroLMProcessor
+from neurolm_hf.lora import add_adapter, lora_config, save_beside_adapter
+from neurolm_hf.tasks import load_task
 
 
 ROWS = [[EEG((3, 7), 2, seed=1), SEP, 11, 12], [EEG((0, 3, 5), 2, seed=2), SEP, 13, 14]]
@@ -153,6 +156,58 @@ def test_merging_changes_no_answer():
         merged = model.merge_and_unload()(**batch).logits
     assert not torch.allclose(expected, without, atol=1e-2)
     assert torch.allclose(expected, merged, atol=1e-5)
+
+
+def test_an_adapter_opens_as_a_model_that_knows_its_tasks(tmp_path):
+    """As `AutoModelForCausalLM` and as a pipeline, with and without the package."""
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    text = write_text_model(tmp_path / "text", tokenizer)
+    base = write_language_model(tmp_path / "base", write_vq(tmp_path / "vq"), text)
+    model = NeuroLMForCausalLM.from_pretrained(base)
+    # a filter longer than these recordings would warn
+    extractor = EEGFeatureExtractor(do_filter=False, do_notch=False)
+    processor = NeuroLMProcessor(extractor, NeuroLMProcessor.from_pretrained(base).tokenizer)
+    adapted = stir(add_adapter(model, base, lora_config(model)))
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    task = load_task("Workload")
+    model.config.update({"stage": "instruction-tuned", "tasks": [task.config_entry()]})
+    save_beside_adapter(model, processor, folder)
+
+    array = {"eeg": torch.randn(len(task.channels), 4 * 200).numpy(), "ch_names": list(task.channels)}
+    array |= {"sampling_rate": 200, "unit": "uV"}
+    (expected,) = model.as_pipeline(processor, device="cpu")(array)
+    assert expected["probabilities"] != pytest.approx({"No": 0.5, "Yes": 0.5}, abs=1e-3)
+    plain = NeuroLMForCausalLM.from_pretrained(base)
+    (unadapted,) = plain.as_pipeline(processor, device="cpu")(
+        array, question=task.question, candidate_answers=["No", "Yes"]
+    )
+    assert unadapted["probabilities"] != pytest.approx(expected["probabilities"], abs=1e-3)
+
+    opened = NeuroLMForCausalLM.from_pretrained(folder)
+    assert [one["name"] for one in opened.config.tasks] == ["Workload"]
+    assert not any(p.requires_grad for p in opened.model.eeg_encoder.parameters())
+    (found,) = pipeline("eeg-question-answering", model=str(folder), trust_remote_code=True, device="cpu")(array)
+    assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+    save_file({"eeg": torch.from_numpy(array["eeg"])}, tmp_path / "eeg.safetensors")
+    (tmp_path / "cache").mkdir()
+    printed, _ = run(
+        """
+        from transformers import pipeline
+        pipe = pipeline("eeg-question-answering", model=folder, device="cpu", **trust)
+        array = {"eeg": inputs["eeg"].numpy(), "ch_names": sys.argv[3].split(), "sampling_rate": 200, "unit": "uV"}
+        config = AutoConfig.from_pretrained(folder, **trust)
+        print(json.dumps([pipe(array)[0]["probabilities"], [one["name"] for one in config.tasks]]))
+        """,
+        folder,
+        tmp_path / "eeg.safetensors",
+        " ".join(task.channels),
+        cache=tmp_path / "cache",
+    )
+    probabilities, tasks = json.loads(printed.splitlines()[-1])
+    assert tasks == ["Workload"]
+    assert probabilities == pytest.approx(expected["probabilities"], abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", pytest.param("qwen3", marks=pytest.mark.slow)])

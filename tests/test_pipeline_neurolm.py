@@ -8,7 +8,17 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from tiny import randomize, text_config, vq_config
+from tiny_pipeline import (
+    CHANNELS,
+    RATE,
+    TASKS,
+    WORKLOAD,
+    as_dict,
+    as_raw,
+    microvolts,
+    tiny_answerer,
+    tiny_processor,
+)
 from transformers import pipeline
 
 from neurolm_hf import EEGQuestionAnsweringPipeline, NeuroLMConfig, NeuroLMForCausalLM
@@ -17,57 +27,22 @@ from neurolm_hf.processing_neurolm import (
     EEGFeatureExtractor,
     NeuroLMProcessor,
     continuation_ids,
-    train_text_tokenizer,
     write_completion,
     write_prompt,
 )
-from neurolm_hf.tasks import load_task
 
 
 NAME = "eeg-question-answering"
-WORKLOAD = load_task("Workload")
-SLEEP = {"name": "Sleep", "question": "Question: Which stage?", "answers": ["(A)", "(B)", "(C)"], "window_seconds": 3}
-SLEEP |= {"channels": ["C3", "O2"]}
-TASKS = [WORKLOAD.config_entry() | {"window_seconds": 2, "channels": None}, SLEEP]
-CHANNELS = ["C3", "C4", "O2"]
-RATE = 200
-
-
-def microvolts(seconds: float, seed: int = 0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    times = np.arange(int(seconds * RATE)) / RATE
-    rhythms = np.sin(2 * np.pi * generator.uniform(4, 30, size=(len(CHANNELS), 1)) * times)
-    return 20 * generator.normal(size=(len(CHANNELS), len(times))) + 20 * rhythms
-
-
-def as_raw(seconds: float, seed: int = 0) -> mne.io.RawArray:
-    return mne.io.RawArray(microvolts(seconds, seed) * 1e-6, mne.create_info(CHANNELS, RATE, "eeg"), verbose=False)
-
-
-def as_dict(seconds: float, seed: int = 0) -> dict[str, Any]:
-    return {"eeg": microvolts(seconds, seed), "ch_names": CHANNELS, "sampling_rate": RATE, "unit": "uV"}
 
 
 @pytest.fixture(scope="module")
 def processor() -> NeuroLMProcessor:
-    texts = [WORKLOAD.training_text(answer) for answer in ("No", "Yes")] * 9
-    texts += [write_prompt(SLEEP["question"], SLEEP["answers"]) + write_completion("(B)", "")] * 9
-    # a filter longer than these recordings would warn
-    extractor = EEGFeatureExtractor(window_seconds=4, do_filter=False, do_notch=False)
-    return NeuroLMProcessor(extractor, train_text_tokenizer(texts, vocab_size=320))
+    return tiny_processor()
 
 
 @pytest.fixture(scope="module")
 def model(processor: NeuroLMProcessor) -> NeuroLMForCausalLM:
-    torch.manual_seed(0)
-    config = NeuroLMConfig(
-        eeg_config=vq_config(num_channel_embeddings=256, max_seconds=16).to_dict(),
-        text_config=text_config(vocab_size=340, n_positions=256),
-        eeg_token_id=processor.eeg_token_id,
-        stage="instruction-tuned",
-        tasks=TASKS,
-    )
-    return randomize(NeuroLMForCausalLM(config))
+    return tiny_answerer(processor)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +166,12 @@ def test_examples_are_prepared_once_a_call(pipe: Any, monkeypatch: pytest.Monkey
     assert len(prepared) == 3
 
 
+def test_more_examples_than_the_model_has_positions(pipe: Any) -> None:
+    shown = [(as_raw(2, seed=5), "Yes")] * 20
+    with pytest.raises(ValueError, match=r"takes \d+ positions .* has 256: .* fewer examples"):
+        pipe(as_raw(2), task="Workload", examples=shown)
+
+
 def test_written_answers_stand_beside(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = as_raw(4)
     answers = pipe(raw, task="Workload", generate=True)
@@ -239,6 +220,15 @@ def test_paths_raws_arrays_and_epochs(pipe: Any, tmp_path: Path) -> None:
     assert [(one["epoch"], one["start"], one["end"]) for one in answers] == [(i, 0, 2) for i in range(3)]
 
 
+def test_a_prepared_recording_is_read_no_more(pipe: Any) -> None:
+    raw = as_raw(9)
+    (prepared,) = pipe.processor.feature_extractor.prepare(raw)
+    for task in ("Workload", "Sleep"):
+        assert_same(pipe(prepared, task=task), pipe(raw, task=task))
+    with pytest.raises(ValueError, match="leave unit='uV' out"):
+        pipe(prepared, task="Sleep", unit="uV")
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_lists_and_generators_in_batches(pipe: Any, batch_size: int) -> None:
     recordings = [as_raw(4, seed=1), as_raw(7, seed=2), as_raw(1.5, seed=3)]
@@ -264,7 +254,32 @@ def test_arguments_of_the_pipeline_hold_for_all_calls(model: Any, processor: Any
     raw = as_raw(4)
     given = {"question": "Is it high?", "candidate_answers": ["Yes", "No"], "window_seconds": 2}
     fixed = model.as_pipeline(processor, device="cpu", batch_size=2, **given)
-    assert_same(fixed(raw), pipeline(NAME, model=model, processor=processor, device="cpu")(raw, **given))
+    plain = pipeline(NAME, model=model, processor=processor, device="cpu")
+    assert_same(fixed(raw), plain(raw, **given))
+    assert_same(fixed(raw, task="Sleep"), plain(raw, task="Sleep", window_seconds=2))
+
+
+def test_a_pipeline_in_bfloat16_can_be_saved_and_opened(model: Any, processor: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    half = pipeline(NAME, model=str(tmp_path / "model"), dtype="bfloat16", trust_remote_code=True, device="cpu")
+    half.save_pretrained(tmp_path / "half")
+    again = pipeline(NAME, model=str(tmp_path / "half"), trust_remote_code=True, device="cpu")
+    assert again.model.dtype == torch.bfloat16
+    assert_same(again(as_raw(4), task="Workload"), half(as_raw(4), task="Workload"))
+
+
+def test_names_outside_the_vocabulary_as_the_task_says(model: Any, processor: Any) -> None:
+    array = as_dict(2) | {"ch_names": ["C3", "C4", "Elbow"]}
+    for entry, is_read in (({"unknown_channels": "drop"}, True), ({"unknown_channels": "raise"}, False), ({}, False)):
+        plain = {name: value for name, value in TASKS[0].items() if name != "unknown_channels"}
+        asked = NeuroLMForCausalLM(NeuroLMConfig.from_dict(model.config.to_dict() | {"tasks": [plain | entry]}))
+        asks = pipeline(NAME, model=asked, processor=processor, device="cpu")
+        if is_read:
+            assert len(asks(array)) == 1
+        else:
+            with pytest.raises(ValueError, match="Elbow"):
+                asks(array)
 
 
 # --- tables and annotations
