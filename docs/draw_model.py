@@ -19,7 +19,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from numpy.typing import NDArray
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM
-from neurolm_hf.report import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION
+from neurolm_hf.figures import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION
 from neurolm_hf.simulation import CHANNEL_NAMES, SAMPLING_RATE, simulate_signal
 
 

@@ -68,11 +68,8 @@ def run_command(command: str, folder: Path) -> str:
     Commands are scripts of this repository (`python scripts/...`) or the package's own (`neurolm ...`). One that ends
     in `|| true` must fail, for the document says that it does.
     """
-    words = shlex.split(command.removesuffix(FAILS))
-    programs = {"python": [sys.executable], "neurolm": [sys.executable, "-m", "neurolm_hf.cli"]}
-    assert words[0] in programs, command
     done = subprocess.run(
-        [*programs[words[0]], *words[1:]],
+        program(command.removesuffix(FAILS)),
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -81,3 +78,11 @@ def run_command(command: str, folder: Path) -> str:
     failed = done.returncode != 0
     assert failed == command.endswith(FAILS), (command, done.stdout[-1000:], done.stderr[-3000:])
     return done.stdout
+
+
+def program(command: str) -> list[str]:
+    """The words of a command, for this Python."""
+    first, *words = shlex.split(command)
+    programs = {"python": [sys.executable], "neurolm": [sys.executable, "-m", "neurolm_hf"]}
+    assert first in programs, command
+    return [*programs[first], *words]

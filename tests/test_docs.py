@@ -7,15 +7,19 @@ import os
 import pkgutil
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from documents import ROOT, Block, blocks_of, commands_of, run_command, run_python
+from documents import ROOT, Block, blocks_of, commands_of, program, run_command, run_python
+from hub_server import TOKEN, hub_server
 from stage_folders import write_language_model, write_text_model, write_tokenizer, write_vq
 
 from neurolm_hf import NeuroLMForCausalLM, NeuroLMProcessor
@@ -240,7 +244,7 @@ def demo_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def clone(demo_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone of the repository after `make demo`, in which a reader works."""
-    for name in ("scripts", "recipes", "configs"):
+    for name in ("scripts", "recipes", "configs", "space"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(demo_output, tmp_path / "demo-output")
     monkeypatch.chdir(tmp_path)
@@ -257,25 +261,84 @@ PRINTED = {
     ),
     "model.md": ("torch.Size([15, 76, 200])", "[SEP]Question: "),
     "own-task.md": ("{'train': 116, 'validation': 58, 'test': 58}", "'FC5', 'T3', 'FP1'"),
+    "command-line.md": ("(16, 4, 19)",),
     "evaluation.md": ("balanced accuracy", "'roc_auc': 0.75"),
 }
 SHOWING = [
     pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if runs_commands(page) else [])
     for page in PAGES
-    if name_of(page) not in HELD_ELSEWHERE and {"python", "console"} & {block.language for block in blocks_of(page)}
+    if name_of(page) not in HELD_ELSEWHERE | {"hub.md", "space.md"}
+    and {"python", "console"} & {block.language for block in blocks_of(page)}
 ]
 
 
 @pytest.mark.parametrize("page", SHOWING)
 def test_a_page_runs_from_top_to_bottom(page: Path, clone: Path) -> None:
+    printed = follow(page, clone)
+    for words in PRINTED.get(name_of(page), ()):
+        assert words in printed
+
+
+def follow(page: Path, folder: Path) -> str:
+    """Does what a page says, in a clone; returns what is printed on the way."""
     namespace: dict[str, object] = {}
     printed = ""
     for block in blocks_of(page):
         if block.title:
-            (clone / block.title).write_text(block.code)
+            (folder / block.title).write_text(block.code)
         elif block.language == "python":
             printed += run_python(block, page, namespace)
         elif block.language == "console":
-            printed += "".join(run_command(command, clone) for command in commands_of(block))
-    for words in PRINTED.get(name_of(page), ()):
-        assert words in printed
+            # the golden checkpoints have no GPT-2 vocabulary, and there may be no Hub
+            commands = [one.replace("--text-tokenizer gpt2", "--text-tokenizer none") for one in commands_of(block)]
+            printed += "".join(run_command(command, folder) for command in commands)
+    return printed
+
+
+@pytest.mark.slow
+def test_the_page_of_the_hub_runs_beside_a_stand_in(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the golden checkpoints for the authors' files."""
+    for name in ("VQ", "NeuroLM-base"):
+        shutil.copy(ROOT / f"tests/parity/{name}.pt", clone / f"{name.replace('base', 'B')}.pt")
+    with hub_server(clone / "hub") as hub:
+        for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(name, value)
+        hub.own("me")
+        printed = follow(DOCS / "hub.md", clone)
+        assert "instruction-tuned ['Workload']" in printed
+        assert {"config.json", "model.safetensors", "README.md"} <= hub.files("me/neurolm-workload").keys()
+    assert (clone / "neurolm-b/config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_space_starts_as_its_page_says(clone: Path) -> None:
+    (command,) = [one for block in blocks_of(DOCS / "space.md") for one in commands_of(block)]
+    setting, _, rest = command.partition(" ")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        **dict([setting.split("=")]),
+        "PYTHONPATH": str(ROOT),
+        "GRADIO_SERVER_PORT": str(port),
+    }
+    with subprocess.Popen(program(rest), cwd=clone, env=environment) as serving:
+        try:
+            page = wait_for(f"http://127.0.0.1:{port}/", serving)
+        finally:
+            serving.terminate()
+    assert "Ask an EEG recording" in page
+
+
+def wait_for(address: str, serving: subprocess.Popen) -> str:
+    """The page at an address, as soon as the process serves it."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        assert serving.poll() is None, "the Space ended"
+        try:
+            with urllib.request.urlopen(address, timeout=5) as answer:
+                return answer.read().decode()
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(f"nothing is served at {address}")
