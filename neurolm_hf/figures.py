@@ -184,7 +184,7 @@ def plot_scores(rows: Sequence[tuple[str, float, Sequence[float]]], score: str, 
         axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
         axis.plot([value], [place], "o", color=BLUE)
     axis.axvline(chance, color=BLACK, linestyle=":")
-    axis.set_yticks(list(places), [label(name) for name, _, _ in rows])
+    axis.set_yticks(list(places), [label(name, 40) for name, _, _ in rows])
     axis.set(xlabel=f"{score} (dotted: chance)", ylim=(0.3, len(rows) + 0.7))
     return figure
 

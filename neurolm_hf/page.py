@@ -130,11 +130,13 @@ tbody th { font-weight: normal; min-width: 6rem; }
 figure { margin: .8rem 0 1.4rem; } figcaption, p, li { color: var(--soft); font-size: .95rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .warning { color: var(--warning); font-weight: bold; }
+@media (min-width: 44rem) { .numbers td { white-space: nowrap; } }
 @media (max-width: 30rem) { th, td { padding: .3rem .35rem; } table { font-size: .85rem; }
   tbody th { min-width: 4rem; } }
 @media print { :root { color-scheme: light; --text: #000; --soft: #333; --line: #bbb; --rule: #555; --page: #fff;
   --warning: #a13300; } body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
-  h2, caption { break-after: avoid; } img { max-height: 20cm; margin: 0 auto; } .scroll { overflow: visible; } }
+  h2, caption { break-after: avoid; } .numbers td { white-space: nowrap; }
+  img { max-height: 20cm; margin: 0 auto; } .scroll { overflow: visible; } }
 """
 PAGE = """<!DOCTYPE html>
 <html lang="en">

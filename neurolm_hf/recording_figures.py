@@ -342,5 +342,4 @@ def _signed_colours() -> "Colormap":
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("blue-white-orange", [BLUE, "#ffffff", ORANGE])
-    colours.set_bad("#ffffff")
-    return colours
+    return colours.with_extremes(bad="#ffffff")
