@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from neurolm_hf import EEGFeatureExtractor, NeuroLMProcessor
 from neurolm_hf.command_line import options_parser
 from neurolm_hf.conversion import convert_neurolm, convert_vq
+from neurolm_hf.model_card import write_model_card
 from neurolm_hf.processing_neurolm import build_text_tokenizer
 from neurolm_hf.tasks import load_task
 
@@ -168,6 +169,7 @@ def convert(options: Arguments) -> None:
             file.unlink()
     NeuroLMProcessor(extractor, text_tokenizer).save_pretrained(output)
     model.save_pretrained(output)
+    write_model_card(output)
     print(f"{report}\n{output}: {type(model).__name__}, {model.num_parameters():,} parameters")
 
 
