@@ -1,6 +1,7 @@
-"""A hook of MkDocs: links of a page that lead out of docs/ lead to the repository, where such a file exists.
+"""A hook of MkDocs. The pages are read in two places, on a code host and on the site.
 
-The pages are read in two places. On a code host `../recipes` is a folder; on the site there is none.
+Links that lead out of docs/ lead to the repository, where such a file exists: on the site there is no `../recipes`.
+What is folded away in <details> is Markdown there too.
 """
 
 import logging
@@ -15,7 +16,7 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|#|/)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """The page with such links rewritten; one that leads nowhere is a warning, which `--strict` makes an error."""
+    """The page for the site; a link that leads nowhere is a warning, which `--strict` makes an error."""
     docs, root = Path(config.docs_dir), Path(config.config_file_path).parent
 
     def rewritten(match: re.Match[str]) -> str:
@@ -27,4 +28,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
         kind = "tree" if (root / place).is_dir() else "blob"
         return f"{config.extra['repository']}/{kind}/main/{place}{match[2] or ''}"
 
-    return _LINK.sub(rewritten, markdown)
+    return _LINK.sub(rewritten, markdown).replace("<details>", '<details markdown="1">')
