@@ -6,7 +6,6 @@ What a visitor has opened comes in and goes out as the state of that visitor's s
 import functools
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -39,7 +38,7 @@ def in_words(notice: str) -> Callable[[Callable[P, Iterator[Changes]]], Callable
             except (ImportError, ValueError) as error:
                 yield {place: words.notice(str(error))}
             except Exception:
-                logging.getLogger(__name__).exception("%s failed", handler.__name__)
+                logging.getLogger(__name__).exception("%s failed, and the fault is ours", handler.__name__)
                 yield {place: words.notice("This did not work, and the fault is ours. Try another recording.")}
 
         return guarded
@@ -139,13 +138,15 @@ class Handlers:
     ) -> Iterator[Changes]:
         """The answer and the tokens first; what mattered takes many more passes of the model."""
         parts = self.parts
-        yield {parts.ask_notice: "", parts.answered: gr.update(visible=False)}
+        yield {
+            parts.ask_notice: words.waiting("The model reads the window."),
+            parts.answered: gr.update(visible=False),
+        }
         asked = visit.read_question(None if choice == OWN_QUESTION else choice, question, answers)
         window = visit.find_window(self.pipe, _open(opened), asked, start)
-        began = time.perf_counter()
         probabilities = visit.answer(self.pipe, window)
-        seconds_a_pass = time.perf_counter() - began
         yield {
+            parts.ask_notice: "",
             parts.answered: gr.update(visible=True),
             parts.heading: words.answer_heading(window, probabilities),
             parts.probabilities: probabilities,
@@ -155,7 +156,7 @@ class Handlers:
             ),
         }
         try:
-            found = visit.importance(self.pipe, window, seconds_a_pass)
+            found = visit.importance(self.pipe, window)
         except ValueError as error:
             yield {parts.maps: words.notice(str(error))}
             return
@@ -172,13 +173,22 @@ class Handlers:
         """The page before anything is opened: what was open is forgotten, and the files are no longer listed."""
         parts = self.parts
         hidden = gr.update(visible=False)
-        return {parts.opened: None, parts.upload_notice: "", parts.found: hidden, parts.files: None}
+        return {
+            parts.opened: None,
+            parts.files: None,
+            parts.upload_notice: words.waiting("Reading the recording."),
+            parts.found: hidden,
+            parts.traces: "",
+            parts.ask_notice: "",
+            parts.answered: hidden,
+        }
 
     def _report(self, opened: visit.Opened, choice: str) -> Changes:
         parts = self.parts
         is_readable = opened.prepared is not None
         changes = {
             parts.opened: opened,
+            parts.upload_notice: "",
             parts.found: gr.update(visible=True),
             parts.report: words.report(opened),
             parts.asking: gr.update(visible=is_readable),

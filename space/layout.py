@@ -133,7 +133,8 @@ CSS = """
 .prose h1 { font-size: 1.7rem; margin: .5rem 0; } .prose h2, h2.step { font-size: 1.25rem; margin: 1rem 0 .5rem; }
 .prose h3 { font-size: 1.05rem; margin: 1rem 0 .25rem; }
 .small { font-size: .875rem; color: var(--body-text-color-subdued); }
-.facts ul { display: flex; flex-wrap: wrap; gap: .4rem; list-style: none; padding: 0; margin: 0 0 .75rem; }
+.facts ul { display: flex; flex-wrap: wrap; gap: .4rem; list-style: none; padding: 0;
+  margin: 0 0 .75rem !important; }
 .facts li { background: var(--background-fill-secondary); border-radius: 1rem; padding: .1rem .75rem; margin: 0; }
 .notice, .odd { border-left: .25rem solid #D55E00; background: color-mix(in srgb, #D55E00 10%, transparent);
   padding: .6rem .9rem; margin: .5rem 0; line-height: 1.5; overflow-wrap: anywhere; }

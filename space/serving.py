@@ -14,7 +14,6 @@ from starlette.middleware import Middleware
 
 from neurolm_hf.answering import open_model
 from neurolm_hf.cpu import make_cpu_fast
-from neurolm_hf.pipeline_neurolm import EEGQuestionAnsweringPipeline
 
 
 TITLE = "Ask an EEG recording"
@@ -61,14 +60,12 @@ def build_page(source: str, upload_folder: Path) -> gr.Blocks:
     except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-            gr.HTML(words.introduction("none", [], is_tuned=True) + words.notice(NO_MODEL))
+            gr.HTML(words.introduction() + words.notice(NO_MODEL))
         return page
-    pipe = EEGQuestionAnsweringPipeline(model=model.model, processor=model.processor, device="cpu")
-    config = pipe.model.config
-    tasks = config.tasks or []
-    introduction = words.introduction(
-        Path(source).name, [task["name"] for task in tasks], config.stage == "instruction-tuned"
-    )
+    pipe = model.model.as_pipeline(model.processor, device="cpu")
+    tasks = pipe.model.config.tasks or []
+    name = Path(source).name if Path(source).is_dir() else source
+    introduction = words.introduction(name, [task["name"] for task in tasks])
     choices = [(task["question"].removeprefix("Question: "), task["name"]) for task in tasks]
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         parts = lay_out(introduction, [*choices, ("A question of my own", OWN_QUESTION)])

@@ -33,20 +33,24 @@ def waiting(message: str) -> str:
     return _prose(paragraph(message, kind="waiting"))
 
 
-def introduction(source: str, tasks: Sequence[str], is_tuned: bool) -> str:
-    """What the page is for, and which model answers."""
+def introduction(model: str = "", tasks: Sequence[str] = ()) -> str:
+    """What the page is for, and which model answers, where there is one."""
     said = [
         "<h1>Ask an EEG recording</h1>",
         paragraph(
             "Upload a recording, look at it, pick a few seconds and ask a question in words. A NeuroLM answers with a "
             "probability for each allowed answer, and shows its tokens and what mattered."
         ),
-        paragraph("This is research software. It is not a medical device, and nothing here is a diagnosis.", "lead"),
+        paragraph("This is research software. It is not a medical device, and nothing here is a diagnosis."),
     ]
-    known = f"It was tuned on {join_words(tasks)}; answers to other questions may mean nothing." if is_tuned else ""
-    said.append(paragraph(f"The model: {source}. {known}", "small"))
-    if not is_tuned:
-        said.append(notice("This model was never tuned on questions: its answers mean nothing."))
+    if model:
+        known = f" It was tuned on {join_words(tasks)}; answers to other questions may mean nothing." if tasks else ""
+        said.append(paragraph(f"The model: {model}.{known}", "small"))
+        said += (
+            []
+            if tasks
+            else [notice("This model names no question that it was tuned on: its answers may mean nothing.")]
+        )
     return _prose(*said)
 
 

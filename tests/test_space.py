@@ -277,14 +277,17 @@ def test_tokens_are_the_processors(pipe: Any, edf: Path, opened: visit.Opened) -
     assert codes.T.ravel().tolist() == wanted.tolist()
 
 
-def test_importance_is_that_of_the_package(pipe: Any, edf: Path, opened: visit.Opened) -> None:
+def test_importance_is_that_of_the_package(
+    pipe: Any, edf: Path, opened: visit.Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     window = visit.find_window(pipe, opened, visit.Question("Sleep"), 6)
-    found = visit.importance(pipe, window, seconds_a_pass=0.01)
+    found = visit.importance(pipe, window)
     wanted = answer_importance(pipe, str(edf), start=6, task="Sleep")
     assert found.channels == pytest.approx(wanted.channels, abs=1e-5)
     assert list(found.channels) == SLEEP["channels"]
-    with pytest.raises(ValueError, match="would take some 18 minutes"):
-        visit.importance(pipe, window, seconds_a_pass=100)
+    monkeypatch.setattr(visit, "MAX_MAP_SECONDS", 0)
+    with pytest.raises(ValueError, match="would read this window 11 times, once without each part of it"):
+        visit.importance(pipe, window)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +376,7 @@ def test_the_report_says_what_becomes_of_the_channels(pipe: Any, opened: visit.O
 def test_pictures_are_drawn_of_a_window(pipe: Any, opened: visit.Opened) -> None:
     window = visit.find_window(pipe, opened, OWN, 0)
     assert pictures.traces(window).startswith("iVBOR")
-    head, patches, unplaced = pictures.maps(visit.importance(pipe, window, 0.01))
+    head, patches, unplaced = pictures.maps(visit.importance(pipe, window))
     assert head.startswith("iVBOR")
     assert patches.startswith("iVBOR")
     assert unplaced == ["C3", "C4", "O2"]  # three electrodes span no map
