@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chromium import chromium, needs_chromium
 from documents import ROOT, Block, blocks_of, commands_of, program, run_command, run_python
 from hub_server import TOKEN, USER, hub_server
 from stage_folders import write_language_model, write_text_model, write_tokenizer, write_vq
@@ -91,16 +92,11 @@ def test_the_reference_has_docstrings_as_they_are_written(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_site_is_searched_from_the_disk_without_a_network(site: Path, tmp_path: Path) -> None:
-    """In Chromium, as a reader would open it; the words of an error lead to its cure."""
-    browsers = pytest.importorskip("playwright.sync_api")
-    if (chromium := shutil.which("chromium")) is None:
-        pytest.skip("no Chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update"]
+@needs_chromium
+def test_the_site_is_read_and_searched_from_the_disk_without_a_network(site: Path) -> None:
+    """Nothing is wider than a screen or a phone, nothing is fetched, and the words of an error lead to its cure."""
     asked: list[str] = []
-    with browsers.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    with chromium() as browser:
         for width in (1280, 390):
             page = browser.new_page(viewport={"width": width, "height": 844})
             page.on("request", lambda request: asked.append(request.url))
@@ -108,13 +104,14 @@ def test_the_site_is_searched_from_the_disk_without_a_network(site: Path, tmp_pa
                 page.goto((site / name_of(document)).with_suffix(".html").as_uri())
                 wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
                 assert wider <= 0, f"{document} is {wider} px wider than {width} px"
-        page = browser.new_page(viewport={"width": 1280, "height": 844})
+        page.set_viewport_size({"width": 1280, "height": 844})
         page.goto((site / "index.html").as_uri())
+        page.wait_for_selector("[data-md-component=search-query]:visible")
         page.keyboard.press("/")
         page.keyboard.type("Subject01_2.edf: 1 channel name(s) not in NeuroLM's vocabulary: 'XYZ9'")
         first = page.wait_for_selector(".md-search-result__link")
+        assert first is not None
         assert "troubleshooting.html" in (first.get_attribute("href") or "")
-        browser.close()
     assert asked
     assert not [url for url in asked if not url.startswith(("file:", "data:", "about:"))]
 
@@ -260,7 +257,7 @@ PRINTED = {
         "torch.Size([16, 76])",
     ),
     "model.md": ("torch.Size([15, 76, 200])", "[SEP]Question: "),
-    "own-task.md": ("{'train': 116, 'validation': 58, 'test': 58}", "'FC5', 'T3', 'FP1'"),
+    "own-task.md": ("{'train': 124, 'validation': 62, 'test': 62}", "'FC5', 'T3', 'FP1'"),
     "command-line.md": ("(16, 4, 19)",),
     "evaluation.md": ("balanced accuracy", "'roc_auc': 0.75"),
 }

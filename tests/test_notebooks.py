@@ -58,7 +58,7 @@ def test_a_notebook_runs(path: Path, clone: Path, monkeypatch: pytest.MonkeyPatc
         assert "0 to 4 s: " in text
         assert pictures == 4
     else:
-        assert "validation: 58 windows" in text or "validation: 116 windows" in text
+        assert "validation: 124 windows of subjects" in text
         assert "(19, 800) channels and samples" in text
         assert "balanced accuracy" in text
         assert text.count("mean probability of Yes") == 2
