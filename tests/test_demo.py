@@ -1,8 +1,6 @@
 """The demo in a few steps, its outputs, its errors, and the README, whose blocks run on what it leaves."""
 
-import contextlib
 import importlib.util
-import io
 import json
 import os
 import re
@@ -15,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from documents import blocks_of, commands_of, run_command, run_python
 from transformers import AutoModelForCausalLM
 
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor
@@ -24,7 +23,7 @@ from neurolm_hf.tasks import load_task
 
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
 FEW_STEPS = [
     "--subjects",
     "4",
@@ -116,34 +115,33 @@ def test_readme_runs_from_top_to_bottom(folder: Path, monkeypatch: pytest.Monkey
     shutil.copy(ROOT / "tests/parity/VQ.pt", folder / "VQ.pt")
     shutil.copy(ROOT / "tests/parity/NeuroLM-base.pt", folder / "NeuroLM-B.pt")
     monkeypatch.chdir(folder)
-    blocks = re.findall(r"```(python|console)\n(.*?)```", README, flags=re.DOTALL)
-    assert sum(language == "python" for language, _ in blocks) >= 5
+    blocks = blocks_of(README)
+    assert sum(block.language == "python" for block in blocks) >= 5
     namespace: dict[str, object] = {}
-    printed = io.StringIO()
+    printed = ""
     commands = []
-    for language, block in blocks:
-        if language == "python":
-            with contextlib.redirect_stdout(printed):
-                exec(compile(block, "README.md", "exec"), namespace)
-            continue
-        for line in block.splitlines():
-            if line.startswith("$ ") and not line.startswith(("$ git ", "$ make ")):
-                commands.append(line.removeprefix("$ "))
+    for block in blocks:
+        if block.language == "python":
+            printed += run_python(block, README, namespace)
+        elif block.language == "console":
+            for command in commands_of(block):
+                # the golden checkpoints have no GPT-2 vocabulary, and there may be no Hub
+                commands.append(command.replace("--text-tokenizer gpt2", "--text-tokenizer none"))
                 run_command(commands[-1], folder)
     codes = namespace["codes"]
     assert isinstance(codes, torch.Tensor)
     assert codes.shape == (16, 76)  # 64 s in windows of 4 s, 19 channels
     assert codes.min() >= 0
-    assert "FC5" in printed.getvalue()
-    assert "60-64 s:" in printed.getvalue()
-    assert "(19, 800)" in printed.getvalue()
+    assert "FC5" in printed
+    assert "60-64 s:" in printed
+    assert "(19, 800)" in printed
     assert len(commands) >= 5
     assert (folder / "neurolm-b/config.json").is_file()
     assert (folder / "text/summary.json").is_file()
 
 
 def test_the_readme_s_task_prepares_the_demo_s_recordings(folder: Path) -> None:
-    (task,) = re.findall(r"```json\n(.*?)```", README, flags=re.DOTALL)
+    (task,) = [block.code for block in blocks_of(README) if block.language == "json"]
     (folder / "drowsiness.json").write_text(task)
     rows = [
         f"Subject{i:02d}_{run}.edf,0,20,{label},{i}" for i in range(4) for run, label in ((1, "drowsy"), (2, "alert"))
@@ -158,23 +156,8 @@ def test_the_readme_s_task_prepares_the_demo_s_recordings(folder: Path) -> None:
     assert sum(summary["subjects"].values()) == 4
 
 
-def run_command(command: str, folder: Path) -> None:
-    """A command of the README, by this Python."""
-    # the golden checkpoints have no GPT-2 vocabulary, and there may be no Hub
-    words = command.replace("--text-tokenizer gpt2", "--text-tokenizer none").split()
-    assert words[0] == "python"
-    done = subprocess.run(
-        [sys.executable, *words[1:]],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (command, done.stderr)
-
-
 def test_readme_names_files_that_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
 
