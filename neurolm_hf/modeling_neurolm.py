@@ -2169,7 +2169,7 @@ def _take_what_adapter_says(
     if found is not None and config is None:
         options["config"] = found
     elif found is not None:
-        taught = type(config).from_json_file(found)
+        taught = NeuroLMConfig.from_json_file(found)
         of_head = ("id2label", "label2id", "problem_type", "classifier_pooling", "classifier_prompts")
         for name in ("stage", "tasks", "provenance", *of_head):
             setattr(config, name, getattr(taught, name))
