@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -161,10 +162,10 @@ def test_the_readme_s_task_prepares_the_demo_s_recordings(folder: Path) -> None:
 def run_command(command: str, folder: Path) -> None:
     """A command of the README, by this Python."""
     # the golden checkpoints have no GPT-2 vocabulary, and there may be no Hub
-    words = command.replace("--text-tokenizer gpt2", "--text-tokenizer none").split()
-    assert words[0] == "python"
+    name, *words = shlex.split(command.replace("--text-tokenizer gpt2", "--text-tokenizer none"))
+    program = {"python": [], "neurolm": ["-m", "neurolm_hf"]}[name]
     done = subprocess.run(
-        [sys.executable, *words[1:]],
+        [sys.executable, *program, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
