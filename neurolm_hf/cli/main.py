@@ -14,14 +14,14 @@ from . import ask, convert, info, report, tokens
 from .console import FAILURES, Console, one_line
 
 
-COMMANDS = {"info": info, "tokens": tokens, "ask": ask, "report": report, "convert": convert}
+COMMANDS = {"info": info, "ask": ask, "tokens": tokens, "report": report, "convert": convert}
 DESCRIPTION = """Ask questions about EEG in words, and see what the answers rest on.
 
-    neurolm info night.edf                      what is in a recording
-    neurolm ask MODEL night.edf                 answers about its windows
-    neurolm tokens night.edf --model MODEL      a code a channel and second
-    neurolm report MODEL night.edf --output report      a page with pictures
-    neurolm convert --vq VQ.pt --output tokenizer       released checkpoints
+    neurolm info night.edf                         what is in a recording
+    neurolm ask MODEL night.edf                    answers about its windows
+    neurolm tokens night.edf --model MODEL         a code a channel and second
+    neurolm report MODEL night.edf --output page   pictures of all this
+    neurolm convert --vq VQ.pt --output tokenizer  the authors' checkpoints
 
 `neurolm COMMAND --help` teaches each of them. MODEL is a folder or an id of
 the Hub; code that lies beside its weights is never run.

@@ -16,9 +16,9 @@ confusions and reliability, use of the codes and a map of them, losses:
 With --vq, the neural tokenizer that a NeuroLM was made with, there are
 reconstructions too; MODEL may be a neural tokenizer itself, with --data.
 
-REPORT/index.html holds everything in one file, to be mailed or printed; the
-pictures lie beside it as PNG. Code that lies beside a model's weights is never
-run.
+FOLDER/index.html holds everything in one file, to be mailed or printed; the
+pictures lie beside it as PNG files. Where it is, is printed. Code that lies
+beside a model's weights is never run.
 
 Exit status: 0 written, 1 something could not be read or written, 2 wrong
 usage.
