@@ -86,12 +86,17 @@ def test_report(folder: Path) -> None:
 
 
 def test_model_records_what_it_has_been_through(folder: Path) -> None:
+    trained_on = json.loads((folder / "demo-output/metrics.json").read_text())["split"]["train"]
+    for name in ("base", "model", "adapter"):
+        assert "demo.py of neurolm_hf" in (folder / "demo-output" / name / "README.md").read_text()
     base = AutoModelForCausalLM.from_pretrained(folder / "demo-output/base", trust_remote_code=True)
     tuned = AutoModelForCausalLM.from_pretrained(folder / "demo-output/model", trust_remote_code=True)
     assert base.config.stage == "pretrained"
     assert tuned.config.stage == "instruction-tuned"
     assert tuned.config.tasks == [load_task("Workload").config_entry()]
-    assert tuned.config.provenance["recordings"] == "simulated"
+    for model in (base, tuned):
+        assert model.config.provenance["recordings"] == "simulated"
+        assert model.config.provenance["data"][0]["subjects"] == trained_on
     assert tuned.model.eeg_encoder.quantizer.initialized
 
 
