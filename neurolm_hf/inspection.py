@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from .channels_neurolm import KeptChannel, UnknownChannels, clean_name, join_words, resolve_montage, resolve_rows
-from .processing_neurolm import PLAUSIBLE_MICROVOLTS, InputChecks, robust_amplitude, unit_advice
+from .checks_neurolm import PLAUSIBLE_MICROVOLTS, InputChecks, robust_amplitude, unit_advice
+from .figures import BLUE, STYLE, VERMILION
 from .reading_neurolm import (
     PathOrStr,
     excluded_rows,
@@ -25,7 +26,6 @@ from .reading_neurolm import (
     stored_units,
     volts_per,
 )
-from .report import BLUE, STYLE, VERMILION
 
 
 if TYPE_CHECKING:

@@ -52,14 +52,22 @@ class EEGAnswers(list):
             import pandas
         except ImportError as error:
             raise ImportError("A table needs pandas: pip install pandas", name="pandas") from error
-        return pandas.DataFrame(self._rows(), columns=self._columns())
+        return pandas.DataFrame(self.rows(), columns=self._columns())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of that table: a dict a window, in which no value is a dict."""
+        rows = []
+        for window in self:
+            row = {name: value for name, value in window.items() if name != "probabilities"}
+            rows.append(row | {f"p({name})": value for name, value in window.get("probabilities", {}).items()})
+        return rows
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """The same table as a CSV file."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns())
             writer.writeheader()
-            writer.writerows(self._rows())
+            writer.writerows(self.rows())
 
     def annotate(self, raw: Any) -> None:
         """Adds an annotation for each window to the `mne.io.Raw` that was asked about, so that its browser shows them.
@@ -90,14 +98,7 @@ class EEGAnswers(list):
         return f"{window['answer']} {window['probabilities'][window['answer']]:.2f}"
 
     def _columns(self) -> list[str]:
-        return list(self._rows()[0]) if self else ["start", "end", "answer"]
-
-    def _rows(self) -> list[dict[str, Any]]:
-        rows = []
-        for window in self:
-            row = {name: value for name, value in window.items() if name != "probabilities"}
-            rows.append(row | {f"p({name})": value for name, value in window.get("probabilities", {}).items()})
-        return rows
+        return list(self.rows()[0]) if self else ["start", "end", "answer"]
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,9 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
 
     A recording is a path to a file that MNE reads, an `mne.io.Raw`, `mne.Epochs` (each epoch on its own), or a dict
     with `eeg` (channels, samples), `ch_names`, `sampling_rate` and `unit`. It is prepared as the model's
-    feature extractor says, cut into windows, and each window is asked about. A list gives a list; a generator or a
-    dataset gives an iterator, which reads recordings as it goes (put `tqdm` around it for progress).
+    feature extractor says, cut into windows, and each window is asked about. Who asks one recording many things
+    prepares it once: what the model's feature extractor `prepare`d is a recording too. A list gives a list; a
+    generator or a dataset gives an iterator, which reads recordings as it goes (put `tqdm` around it for progress).
 
     Arguments of a call, or (`task` aside) of `pipeline(...)` for all calls:
 
@@ -219,6 +221,38 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         probabilities = torch.tensor([list(window["probabilities"].values()) for window in answers])
         mean = torch.softmax(probabilities.double().clamp(min=1e-12).log().mean(0), dim=0)
         return dict(zip(answers[0]["probabilities"], mean.tolist(), strict=True))
+
+    def prepare(self, recording: Any, **asked: Any) -> tuple[Asked, EEGFeatureExtractor, list[PreparedEEG]]:
+        """What a call would read, before it is cut into windows.
+
+        Args:
+            recording, asked: as in a call.
+
+        Returns:
+            What is asked, in token ids; the feature extractor that cuts as this question wants it; the recording, or
+            each of its epochs, with the channels that the question is about.
+        """
+        preprocess, _, _ = self._sanitize_parameters(**asked)
+        settled = self._settle(**{**self._preprocess_params, **preprocess})
+        reading = (settled["asked"].question, settled["unknown_channels"], settled["unit"])
+        return settled["asked"], settled["extractor"], _prepare(settled["extractor"], recording, *reading)
+
+    @torch.no_grad()
+    def score(self, asked: Asked, segments: Sequence[EEGSegment]) -> torch.Tensor:
+        """How likely each allowed answer is about each window, as a call without arguments of its own has it.
+
+        Args:
+            asked: of `prepare`, with allowed answers.
+            segments: windows, which may differ in their channels and in their length.
+
+        Returns:
+            (windows, answers), float64 on the CPU: log-likelihoods, of which the softmax is the probabilities.
+        """
+        inputs = self._inputs(asked, [[*asked.examples, segment] for segment in segments])
+        inputs = self._ensure_tensor_on_device(inputs, self.device)
+        return _adjusted(
+            self.model.score_answers(asked.completions, **inputs).cpu(), asked, **self._postprocess_params
+        )
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         of_question = ("task", "question", "candidate_answers", "window_seconds", "examples")
@@ -299,18 +333,21 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
     def _collate(self, windows: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch of several windows' `preprocess`."""
         asked: Asked = windows[0]["asked"]
-        placeholder = self.processor.eeg_token_id
-        ids = [*asked.prefix, placeholder, *asked.prompt]
-        batch = self.processor.interleave([(ids, window["segments"]) for window in windows])
-        batch["input_values"] = batch["input_values"].to(self.model.dtype)
         spans = [(window["segments"][-1].start, window["segments"][-1].end) for window in windows]
         return {
-            "inputs": dict(batch),
+            "inputs": self._inputs(asked, [window["segments"] for window in windows]),
             "asked": asked,
             "spans": spans,
             "epochs": [window["epoch"] for window in windows],
             "is_last": [window["is_last"] for window in windows],
         }
+
+    def _inputs(self, asked: Asked, rows: Sequence[Sequence[EEGSegment]]) -> dict[str, Any]:
+        """Inputs of the model: a row reads the examples' segments, then that of its own window."""
+        ids = [*asked.prefix, self.processor.eeg_token_id, *asked.prompt]
+        batch = self.processor.interleave([(ids, segments) for segments in rows])
+        batch["input_values"] = batch["input_values"].to(self.model.dtype)
+        return dict(batch)
 
     def _forward(self, input_tensors: dict[str, Any], generate: bool = False) -> Any:  # type: ignore[override]
         inputs, asked = input_tensors["inputs"], input_tensors["asked"]
@@ -341,11 +378,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
                 window["epoch"] = output["epochs"]
             names = asked.question.answers
             if names:
-                scores = output["scores"].double()
-                if length_normalization:
-                    scores = scores / torch.tensor([len(ids) for ids in asked.completions])
-                if prior is not None:
-                    scores = scores - _log_prior(prior, names)
+                scores = _adjusted(output["scores"], asked, length_normalization, prior)
                 probabilities = torch.softmax(scores, dim=0).tolist()
                 window["answer"] = names[int(scores.argmax())]
                 window["probabilities"] = dict(zip(names, probabilities, strict=True))
@@ -454,6 +487,22 @@ def _prepare(
     extractor: EEGFeatureExtractor, recording: Any, question: Question, unknown_channels: str | None, unit: str | None
 ) -> list[PreparedEEG]:
     """The recording, or each of its epochs, with the channels that the question is about."""
+    if isinstance(recording, PreparedEEG):
+        if unit is not None:
+            raise ValueError(f"A prepared recording has had its unit: leave unit={unit!r} out.")
+        prepared = [recording]
+    else:
+        prepared = _prepare_anew(extractor, recording, question, unknown_channels, unit)
+    if question.channels is not None:
+        return [one.pick(question.channels) for one in prepared]
+    if not question.drop_channels:
+        return prepared
+    return [one.pick([name for name in one.ch_names if name not in question.drop_channels]) for one in prepared]
+
+
+def _prepare_anew(
+    extractor: EEGFeatureExtractor, recording: Any, question: Question, unknown_channels: str | None, unit: str | None
+) -> list[PreparedEEG]:
     if unknown_channels is None:
         unknown_channels = question.unknown_channels
     arguments: dict[str, Any] = {} if unit is None else {"unit": unit}
@@ -465,12 +514,20 @@ def _prepare(
             )
         arguments = dict(recording)
         recording = arguments.pop("eeg")
-    prepared = extractor.prepare(recording, unknown_channels=unknown_channels, **arguments)  # type: ignore[arg-type]
-    if question.channels is not None:
-        return [one.pick(question.channels) for one in prepared]
-    if not question.drop_channels:
-        return prepared
-    return [one.pick([name for name in one.ch_names if name not in question.drop_channels]) for one in prepared]
+    return extractor.prepare(recording, unknown_channels=unknown_channels, **arguments)  # type: ignore[arg-type]
+
+
+def _adjusted(
+    scores: torch.Tensor,
+    asked: Asked,
+    length_normalization: bool = False,
+    prior: Mapping[str, float] | None = None,
+) -> torch.Tensor:
+    """Log-likelihoods (..., answers) with the length of the answers and the model's preference taken out."""
+    scores = scores.double()
+    if length_normalization:
+        scores = scores / torch.tensor([len(ids) for ids in asked.completions])
+    return scores if prior is None else scores - _log_prior(prior, asked.question.answers)
 
 
 def _log_prior(prior: Mapping[str, float], names: Sequence[str]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import ModelOutput
 
-from . import report
+from . import figures
 from .metrics import balanced_accuracy
 from .modeling_neurolm import IGNORE_INDEX, TARGET_KINDS, NeuroLMForCausalLM, codebook_statistics
 from .processing_neurolm import NeuroLMProcessor
@@ -129,8 +129,8 @@ class ReconstructionCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         channels = list(self.row["channels"])
-        signal, reconstruction = (_by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
-        figure = report.plot_reconstruction(signal, reconstruction, channels)
+        signal, reconstruction = (by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
+        figure = figures.plot_reconstruction(signal, reconstruction, channels)
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / f"step-{state.global_step}.png")
         for callback in self.callbacks:
@@ -169,6 +169,6 @@ def _classifier_statistics(
     return sums, items
 
 
-def _by_channel(patches: torch.Tensor, channels: int) -> NDArray[np.float32]:
+def by_channel(patches: torch.Tensor, channels: int) -> NDArray[np.float32]:
     """(1, patches, patch_size), time-major -> (channels, samples)."""
     return patches[0].view(-1, channels, patches.shape[-1]).transpose(0, 1).flatten(1).float().cpu().numpy()

@@ -32,12 +32,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, set_see
 from neurolm_hf.baseline import baseline_probabilities, logistic_probabilities
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.command_line import options_parser
+from neurolm_hf.figures import plot_losses, plot_scores
 from neurolm_hf.metrics import Interval, auroc, balanced_accuracy, interval_over_subjects
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.probe import region_features
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, train_text_tokenizer
 from neurolm_hf.recipes import read_recipe
-from neurolm_hf.report import plot_losses, plot_scores
 from neurolm_hf.scoring import answer_probabilities, calibrate
 from neurolm_hf.starting_models import new_text_model
 from neurolm_hf.storage import load_prepared, row_signal, write_text

@@ -8,7 +8,17 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from tiny import randomize, text_config, vq_config
+from tiny_pipeline import (
+    CHANNELS,
+    RATE,
+    TASKS,
+    WORKLOAD,
+    as_dict,
+    as_raw,
+    microvolts,
+    tiny_answerer,
+    tiny_processor,
+)
 from transformers import pipeline
 
 from neurolm_hf import EEGQuestionAnsweringPipeline, NeuroLMConfig, NeuroLMForCausalLM
@@ -17,57 +27,22 @@ from neurolm_hf.processing_neurolm import (
     EEGFeatureExtractor,
     NeuroLMProcessor,
     continuation_ids,
-    train_text_tokenizer,
     write_completion,
     write_prompt,
 )
-from neurolm_hf.tasks import load_task
 
 
 NAME = "eeg-question-answering"
-WORKLOAD = load_task("Workload")
-SLEEP = {"name": "Sleep", "question": "Question: Which stage?", "answers": ["(A)", "(B)", "(C)"], "window_seconds": 3}
-SLEEP |= {"channels": ["C3", "O2"]}
-TASKS = [WORKLOAD.config_entry() | {"window_seconds": 2, "channels": None}, SLEEP]
-CHANNELS = ["C3", "C4", "O2"]
-RATE = 200
-
-
-def microvolts(seconds: float, seed: int = 0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    times = np.arange(int(seconds * RATE)) / RATE
-    rhythms = np.sin(2 * np.pi * generator.uniform(4, 30, size=(len(CHANNELS), 1)) * times)
-    return 20 * generator.normal(size=(len(CHANNELS), len(times))) + 20 * rhythms
-
-
-def as_raw(seconds: float, seed: int = 0) -> mne.io.RawArray:
-    return mne.io.RawArray(microvolts(seconds, seed) * 1e-6, mne.create_info(CHANNELS, RATE, "eeg"), verbose=False)
-
-
-def as_dict(seconds: float, seed: int = 0) -> dict[str, Any]:
-    return {"eeg": microvolts(seconds, seed), "ch_names": CHANNELS, "sampling_rate": RATE, "unit": "uV"}
 
 
 @pytest.fixture(scope="module")
 def processor() -> NeuroLMProcessor:
-    texts = [WORKLOAD.training_text(answer) for answer in ("No", "Yes")] * 9
-    texts += [write_prompt(SLEEP["question"], SLEEP["answers"]) + write_completion("(B)", "")] * 9
-    # a filter longer than these recordings would warn
-    extractor = EEGFeatureExtractor(window_seconds=4, do_filter=False, do_notch=False)
-    return NeuroLMProcessor(extractor, train_text_tokenizer(texts, vocab_size=320))
+    return tiny_processor()
 
 
 @pytest.fixture(scope="module")
 def model(processor: NeuroLMProcessor) -> NeuroLMForCausalLM:
-    torch.manual_seed(0)
-    config = NeuroLMConfig(
-        eeg_config=vq_config(num_channel_embeddings=256, max_seconds=16).to_dict(),
-        text_config=text_config(vocab_size=340, n_positions=256),
-        eeg_token_id=processor.eeg_token_id,
-        stage="instruction-tuned",
-        tasks=TASKS,
-    )
-    return randomize(NeuroLMForCausalLM(config))
+    return tiny_answerer(processor)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +220,15 @@ def test_paths_raws_arrays_and_epochs(pipe: Any, tmp_path: Path) -> None:
     assert [(one["epoch"], one["start"], one["end"]) for one in answers] == [(i, 0, 2) for i in range(3)]
 
 
+def test_a_prepared_recording_is_read_no_more(pipe: Any) -> None:
+    raw = as_raw(9)
+    (prepared,) = pipe.processor.feature_extractor.prepare(raw)
+    for task in ("Workload", "Sleep"):
+        assert_same(pipe(prepared, task=task), pipe(raw, task=task))
+    with pytest.raises(ValueError, match="leave unit='uV' out"):
+        pipe(prepared, task="Sleep", unit="uV")
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_lists_and_generators_in_batches(pipe: Any, batch_size: int) -> None:
     recordings = [as_raw(4, seed=1), as_raw(7, seed=2), as_raw(1.5, seed=3)]
@@ -401,3 +385,21 @@ def test_an_untuned_model_warns(model: Any, processor: Any, monkeypatch: pytest.
     monkeypatch.setattr(model.config, "stage", "pretrained")
     model.as_pipeline(processor, device="cpu")(as_raw(2), task="Workload")
     assert "never instruction-tuned" in said[0]
+
+
+# --- in parts
+
+
+def test_a_call_in_parts_says_the_same(model: Any, processor: Any) -> None:
+    prior = {"No": 0.2, "Yes": 0.8}
+    fixed = model.as_pipeline(processor, device="cpu", prior=prior, window_seconds=3)
+    shown = [(as_raw(2, seed=5), 0, "Yes")]
+    asked, extractor, (prepared,) = fixed.prepare(as_raw(9), task="Workload", examples=shown, window_seconds=2)
+    segments = extractor.cut(prepared)
+    assert {segment.n_seconds for segment in segments} == {2}
+    scores = fixed.score(asked, segments)
+    assert (scores.shape, scores.dtype) == ((4, 2), torch.float64)
+    answers = fixed(as_raw(9), task="Workload", examples=shown, window_seconds=2)
+    expected = [list(window["probabilities"].values()) for window in answers]
+    np.testing.assert_allclose(scores.softmax(1), expected, atol=1e-6)
+    assert [one.ch_names for one in fixed.prepare(as_raw(3), task="Sleep")[2]] == [["C3", "O2"]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -440,6 +441,21 @@ def test_other_decoders_start_and_are_tuned(folders, kind, tmp_path):
         NeuroLMForCausalLM.from_pretrained(tmp_path / name).model.eeg_encoder for name in ("pretrained", "all")
     )
     assert not torch.equal(before.transformer.layers[0].mlp_in.weight, after.transformer.layers[0].mlp_in.weight)
+
+
+@pytest.mark.parametrize("adversary", [False, True])
+def test_a_tokenizer_that_is_trained_further_tells_of_both_trainings(folders, tmp_path, adversary):
+    start = shutil.copytree(folders["vq"], tmp_path / "vq")
+    file = start / "config.json"
+    known = {"data": [{"task": "Corpus", "subjects": ["s0"]}]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"provenance": known}))
+    short = ["--use-cpu", "--max-steps", "1", "--per-device-train-batch-size", "4", "--train-data", folders["corpus"]]
+    text = ["--text-model", folders["gpt2"], "--text-data", folders["text"], "--text-batch-size", "2"]
+    given = ["--vq", start, *short, *(text if adversary else []), "--output-dir", tmp_path / "run"]
+    assert here("train_vq", *given) == 0
+    made = NeuroLMVQModel.from_pretrained(tmp_path / "run").config.provenance
+    assert made["started_from"]["provenance"] == known
+    assert made["data"][0]["task"] == "Corpus"
 
 
 def test_a_text_model_from_scratch_and_a_release_to_go_on_from(folders, tmp_path):

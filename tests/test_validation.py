@@ -264,8 +264,8 @@ def test_a_reconstruction_is_drawn_after_each_evaluation(tmp_path: Path, monkeyp
     callbacks = trainer.callback_handler.callbacks
     trainer.add_callback(ReconstructionCallback(ROWS[5:], stage.collator(0), tmp_path / "pictures", callbacks))
     drawn = []
-    draw = ReconstructionCallback.on_evaluate.__globals__["report"].plot_reconstruction
-    monkeypatch.setattr("neurolm_hf.report.plot_reconstruction", lambda *given: drawn.append(given) or draw(*given))
+    draw = ReconstructionCallback.on_evaluate.__globals__["figures"].plot_reconstruction
+    monkeypatch.setattr("neurolm_hf.figures.plot_reconstruction", lambda *given: drawn.append(given) or draw(*given))
     trainer.train()
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["step-2.png", "step-4.png"]
     first, second = (imread(tmp_path / "pictures" / f"step-{step}.png") for step in (2, 4))
