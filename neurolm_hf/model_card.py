@@ -224,13 +224,13 @@ def _example(model: ModelFolder, name: str, base: str | None) -> str:
     if model.kind != "classifier":
         auto = "AutoModel" if model.is_neural_tokenizer else "AutoModelForCausalLM"
         return _TOKENS.format(name=name, auto=auto)
-    # trained behind a question, a classifier is to be asked it
-    asked = (model.settings or {}).get("with_question") and (model.results or {}).get("tasks")
-    text = _QUESTION.format(question=_quoted(asked[0]["question"])) if asked else ""
+    # what stood behind the EEG in its training is to stand there again
+    prompts = model.config.get("classifier_prompts")
+    text = f"text={_quoted(prompts[0])}, " if prompts else ""
     module, auto = "transformers", "AutoModelForSequenceClassification"
     if model.adapter is not None:
         module, auto = "peft", "AutoPeftModelForSequenceClassification"
-    return _CLASSIFY.format(name=name, module=module, auto=auto, prompt=text, text="text=prompt, " if asked else "")
+    return _CLASSIFY.format(name=name, module=module, auto=auto, text=text)
 
 
 def _training(model: ModelFolder) -> Iterator[str]:
@@ -426,16 +426,10 @@ from transformers import AutoProcessor
 
 processor = AutoProcessor.from_pretrained({name}, trust_remote_code=True)
 model = {auto}.from_pretrained({name}, trust_remote_code=True)
-{prompt}inputs = processor(eeg="recording.edf", {text}unknown_channels="drop", return_tensors="pt")
+inputs = processor(eeg="recording.edf", {text}unknown_channels="drop", return_tensors="pt")
 with torch.no_grad():
     probabilities = model(**inputs).logits.softmax(dim=-1)  # (windows, classes)
 print(model.config.id2label, probabilities[0])
-"""
-
-_QUESTION = """\
-content = [{{"type": "eeg"}}, {{"type": "text", "text": {question}}}]
-chat = [{{"role": "user", "content": content}}]
-prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 """
 
 _CITATION = """\

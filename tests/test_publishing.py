@@ -33,10 +33,7 @@ from neurolm_hf.simulation import simulate_recordings
 
 
 REPOSITORY = Path(__file__).parents[1]
-CODE = {
-    f"{name}_neurolm.py"
-    for name in ("channels", "configuration", "filtering", "modeling", "pipeline", "processing", "reading")
-}
+CODE = {file.name for file in (REPOSITORY / "neurolm_hf").glob("*_neurolm.py")}
 DESCRIPTIONS = {"README.md", "config.json", "processor_config.json", "chat_template.jinja"}
 DESCRIPTIONS |= {"tokenizer.json", "tokenizer_config.json"}
 WHOLE = CODE | DESCRIPTIONS | {"generation_config.json", "model.safetensors"}
