@@ -194,7 +194,8 @@ def test_whose_card_stays(tuned, hub):
     # a person's in the repository stays
     edited = hub.stored(written.replace(b"# model\n", b"# A model of mine\n"), lfs=False)
     repository.commit("main", repository.commits[repository.branches["main"]] | {"README.md": edited}, "by hand")
-    publish(pack(tuned, CardOptions(licence="mit")), "tester/model")
+    with pytest.warns(UserWarning, match="The card in tester/model was edited by hand and stays"):
+        publish(pack(tuned, CardOptions(licence="mit")), "tester/model")
     assert b"# A model of mine" in hub.files("tester/model")["README.md"]
 
     # unless the folder's is a person's too
