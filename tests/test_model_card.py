@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
 
 import pytest
 import yaml
@@ -221,7 +220,7 @@ def test_an_evaluation_reads_back(tmp_path):
     plain = result(baseline=None, written=None)
     for made in (evaluation(), evaluation(plain, result(), as_reference=True)):
         made.write(tmp_path)
-        assert asdict(read_evaluation(tmp_path)) == asdict(made)
+        assert read_evaluation(tmp_path) == made
 
 
 def test_what_the_publisher_says(tuned, folders):
