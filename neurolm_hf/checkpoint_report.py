@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from . import __version__
+from .answered_recording import check_decoder
 from .answering import Answering, EvaluationSet, check_recipe, open_model, open_set
-from .channels_neurolm import CHANNEL_VOCABULARY
 from .checkpoint_figures import plot_code_map, plot_reliability
 from .checkpoints import last_complete_checkpoint
+from .codebook_use import SHOWN_HZ, code_frequencies, codebook_of, count_codes, on_device, two_dimensions
 from .collators import EEGCollator, row_name
 from .dataset_card import read_description
 from .evaluation import BASELINE, CHANCE, Result, Score, evaluate_set
@@ -41,7 +42,7 @@ from .recording_figures import spread
 from .scoring import score_rows, true_class
 from .stages import bare_language_model
 from .starting_models import load_vq, model_type
-from .storage import batches_of, load_prepared
+from .storage import load_prepared
 from .validation import by_channel
 
 
@@ -50,9 +51,6 @@ WINDOWS_READ = 2000
 RECONSTRUCTIONS = 2
 LISTED_AT_MOST = 8
 ROWS_OF_A_TABLE = 40  # subjects
-# Where a code is decoded alone: in the first second of this channel.
-CHANNEL_OF_A_CODE = "CZ"
-SHOWN_HZ = 45
 MAIN_METRIC = "balanced_accuracy"
 
 
@@ -146,7 +144,9 @@ def _open(model: str, data: str, split: str, tokenizer: str | None, windows_at_m
     rows = asked.rows
     asked = dataclasses.replace(asked, rows=rows.select(spread(len(rows), windows_at_most).tolist()))
     language_model = bare_language_model(answering.model)
-    encoder = language_model if language_model.eeg_encoder.config.has_codebook else None
+    decoder = None if tokenizer is None else load_vq(tokenizer)[0].eval()
+    if decoder is not None:
+        check_decoder(decoder, language_model.eeg_encoder)
     return _Given(
         name=name,
         source=model,
@@ -155,8 +155,8 @@ def _open(model: str, data: str, split: str, tokenizer: str | None, windows_at_m
         of_all=len(rows),
         folder=data,
         split=split,
-        encoder=encoder,
-        tokenizer=None if tokenizer is None else _matching(load_vq(tokenizer)[0].eval(), encoder, tokenizer, model),
+        encoder=language_model if language_model.eeg_encoder.config.has_codebook else None,
+        tokenizer=decoder,
         answering=answering,
         asked=asked,
     )
@@ -167,18 +167,6 @@ def _is_tokenizer(source: str) -> bool:
         return model_type(source) == "neurolm_vq"
     except ValueError:  # an adapter without a config, or nothing, which `open_model` will say
         return False
-
-
-def _matching(tokenizer: NeuroLMVQModel, encoder: Any, source: str, model: str) -> NeuroLMVQModel:
-    """The tokenizer, if its codes are those of the model: the decoder knows no others."""
-    codebook = tokenizer.encoder.quantizer.codebook
-    if encoder is not None and not _same(codebook, encoder.eeg_encoder.quantizer.codebook):
-        raise ValueError(f"{source} has other codes than {model}: give the tokenizer that the model was made with.")
-    return tokenizer
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one.float(), other.float(), atol=1e-3)
 
 
 # Sections --------------------------------------------------------------------------------------------
@@ -255,7 +243,11 @@ def _scores_section(name: str, result: Result, source: str, output: Path) -> Htm
     caption = f"Scores, {source}; in brackets 95% intervals over subjects"
     parts = [table(("Metric", *(one for one, _ in who)), rows, caption=caption, numbers=True, bold=1)]
     drawn = [
-        (one, scores[MAIN_METRIC].value, (scores[MAIN_METRIC].low, scores[MAIN_METRIC].high))
+        (
+            "Baseline" if one == BASELINE else one,
+            scores[MAIN_METRIC].value,
+            (scores[MAIN_METRIC].low, scores[MAIN_METRIC].high),
+        )
         for one, scores in who
         if one != CHANCE and MAIN_METRIC in scores and None not in (scores[MAIN_METRIC].value, scores[MAIN_METRIC].low)
     ]
@@ -334,14 +326,15 @@ def _code_sections(given: _Given, batch_size: int, output: Path) -> list[Html]:
     if given.encoder is None:
         said = "The model was saved without the codebook of its tokenizer: there is nothing to tell about its codes."
         return [section("Codebook", paragraph(said))]
-    counts = _code_counts(given, batch_size)
+    counts = count_codes(given.encoder, given.extractor, given.rows, batch_size)
     used, size = int((counts > 0).sum()), len(counts)
     listed = [
         (str(code), f"{counts[code]:,}", f"{counts[code] / counts.sum():.1%}")
         for code in np.argsort(-counts, kind="stable")[:LISTED_AT_MOST].tolist()
         if counts[code]
     ]
-    caption = f"{counts.sum():,} patches of {_windows(given)}. {size - used:,} codes of {size:,} are never used there."
+    caption = f"{counts.sum():,} patches of {_windows(given)}. "
+    caption += f"{size - used:,} codes of {size:,} are never used there." if used < size else "Every code is used."
     alt = (
         f"Use of the codes, most used first: {used} of {size} used, perplexity {perplexity(counts.astype(float)):.1f}."
     )
@@ -353,65 +346,21 @@ def _code_sections(given: _Given, batch_size: int, output: Path) -> list[Html]:
     return [usage, _map_section(given, counts, output)]
 
 
-def _code_counts(given: _Given, batch_size: int) -> NDArray[np.int64]:
-    """(codes,) number of patches given each."""
-    collator = EEGCollator(given.extractor)
-    counts = np.zeros(len(_codebook(given.encoder)), dtype=np.int64)
-    batches = batches_of(given.rows, batch_size)
-    for part in tqdm(batches, total=-(-len(given.rows) // batch_size), desc="codes", unit="batch"):
-        inputs = _on_device(collator(part), given.encoder)
-        with torch.no_grad():
-            tokenizer = isinstance(given.encoder, NeuroLMVQModel)
-            codes = given.encoder.encode(**inputs).codes if tokenizer else given.encoder.get_eeg_codes(**inputs)
-        real = codes[inputs["eeg_attention_mask"].bool()]
-        counts += np.bincount(real.cpu().numpy(), minlength=len(counts))
-    return counts
-
-
-def _on_device(batch: Mapping[str, Any], model: Any) -> dict[str, torch.Tensor]:
-    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "rows"}
-    inputs["input_values"] = inputs["input_values"].to(model.dtype)
-    return inputs
-
-
-def _codebook(encoder: Any) -> torch.Tensor:
-    """(codes, width) of a neural tokenizer or of a language model."""
-    home = encoder.encoder if isinstance(encoder, NeuroLMVQModel) else encoder.eeg_encoder
-    codebook: torch.Tensor = home.quantizer.codebook.detach().float().cpu()
-    return codebook
-
-
 def _map_section(given: _Given, counts: NDArray[np.int64], output: Path) -> Html:
-    vectors = _codebook(given.encoder).numpy()
-    centred = vectors - vectors.mean(axis=0)
-    left, spreads, _ = np.linalg.svd(centred, full_matrices=False)
-    shares = spreads**2 / max(float((spreads**2).sum()), np.finfo(float).tiny)
-    places = left[:, :2] * spreads[:2]
-    hertz = None if given.tokenizer is None else _frequencies(given.tokenizer, counts)
+    places, shares = two_dimensions(codebook_of(given.encoder))
     caption = "Each mark is a code, where its vector lies along the two principal components of the codebook; the "
     caption += "larger, the more often it is used."
-    if hertz is None:
+    hertz = None
+    if given.tokenizer is None:
         caption += " Colours would need the neural tokenizer, which decodes."
     else:
+        hertz = code_frequencies(given.tokenizer, counts)
+        highest = min(SHOWN_HZ, given.tokenizer.config.num_frequency_bins - 1)
         caption += " Colour and shape tell the frequency at which the spectrum that a code decodes to stands out most "
-        caption += f"from the mean of all used codes, up to {SHOWN_HZ} Hz."
-    figure = plot_code_map(places, counts, hertz, (float(shares[0]), float(shares[1])))
-    alt = f"Map of {len(counts)} codes in two dimensions, which hold {shares[:2].sum():.0%} of their variance."
+        caption += f"from the mean of all used codes, up to {highest} Hz."
+    figure = plot_code_map(places, counts, hertz, shares)
+    alt = f"Map of {len(counts)} codes in two dimensions, which hold {sum(shares):.0%} of their variance."
     return section("Map of the codes", picture(output, "code-map", figure, alt, caption))
-
-
-@torch.no_grad()
-def _frequencies(tokenizer: NeuroLMVQModel, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(codes,) frequency in Hz at which a code, decoded alone, stands out most from the mean of those in use."""
-    codes = torch.arange(len(counts), device=tokenizer.device)[:, None]
-    channel = torch.full_like(codes, CHANNEL_VOCABULARY.index(CHANNEL_OF_A_CODE))
-    spectra = [
-        cast(torch.Tensor, tokenizer.decode(part, ids, torch.zeros_like(part)).frequency)[:, 0]
-        for part, ids in zip(codes.split(512), channel.split(512), strict=True)
-    ]
-    predicted = torch.cat(spectra).float().cpu().numpy()
-    shown = predicted[:, 1 : SHOWN_HZ + 1]  # bin i is i Hz
-    return 1.0 + (shown - shown[counts > 0].mean(axis=0)).argmax(axis=1)
 
 
 @torch.no_grad()
@@ -424,7 +373,7 @@ def _reconstruction_section(given: _Given, output: Path) -> Html:
     places = spread(len(given.rows) + 2, RECONSTRUCTIONS + 2)[1:-1] - 1
     for number, place in enumerate(places.tolist(), 1):
         row = given.rows[place]
-        outputs = given.tokenizer(**_on_device(collator([row]), given.tokenizer))
+        outputs = given.tokenizer(**on_device(collator([row]), given.tokenizer))
         channels = list(row["channels"])
         signal, drawn = (by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
         likeness = np.mean(

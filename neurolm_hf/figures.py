@@ -186,6 +186,7 @@ def plot_scores(rows: Sequence[tuple[str, float, Sequence[float]]], score: str, 
     axis.axvline(chance, color=BLACK, linestyle=":")
     axis.set_yticks(list(places), [label(name, 40) for name, _, _ in rows])
     axis.set(xlabel=f"{score} (dotted: chance)", ylim=(0.3, len(rows) + 0.7))
+    axis.locator_params(axis="x", nbins=6)
     return figure
 
 

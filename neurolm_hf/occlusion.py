@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.utils.logging import tqdm
 
 from .pipeline_neurolm import Asked, EEGQuestionAnsweringPipeline
 from .processing_neurolm import EEGFeatureExtractor, EEGSegment, PreparedEEG
@@ -103,9 +104,8 @@ def window_importance(
     channels, seconds = len(prepared.ch_names), segment.n_seconds
     kept = list(_kept_patches(channels, seconds))
     variants = [segment, *(_with_patches(segment, keep) for keep in kept if keep.any())]
-    scores = torch.cat(
-        [pipe.score(asked, variants[first : first + batch_size]) for first in range(0, len(variants), batch_size)]
-    )
+    starts = tqdm(range(0, len(variants), batch_size), desc="occlusion", unit="batch")
+    scores = torch.cat([pipe.score(asked, variants[first : first + batch_size]) for first in starts])
     likeliest = int(scores[0].argmax())
     log_odds = _log_odds(scores, likeliest).numpy()
     importances = np.full(len(kept), math.nan)

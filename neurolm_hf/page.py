@@ -124,7 +124,7 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align
   overflow-wrap: anywhere; }
 th:first-child { padding-left: 0; }
 thead th { border-bottom: 2px solid var(--rule); overflow-wrap: normal; vertical-align: bottom; }
-tbody th { font-weight: normal; min-width: 6rem; }
+tbody th { font-weight: normal; min-width: 7.5rem; }
 .numbers td, .numbers thead th + th { text-align: right; font-variant-numeric: tabular-nums; }
 .bold { font-weight: bold; }
 figure { margin: .8rem 0 1.4rem; } figcaption, p, li { color: var(--soft); font-size: .95rem; }
@@ -132,11 +132,12 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 .warning { color: var(--warning); font-weight: bold; }
 @media (min-width: 44rem) { .numbers td { white-space: nowrap; } }
 @media (max-width: 30rem) { th, td { padding: .3rem .35rem; } table { font-size: .85rem; }
-  tbody th { min-width: 4rem; } }
+  tbody th { min-width: 5.6rem; } }
 @media print { :root { color-scheme: light; --text: #000; --soft: #333; --line: #bbb; --rule: #555; --page: #fff;
   --warning: #a13300; } body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
   h2, caption { break-after: avoid; } .numbers td { white-space: nowrap; }
-  img { max-height: 20cm; margin: 0 auto; } .scroll { overflow: visible; } }
+  section > p { break-before: avoid; break-after: avoid; } th, td { padding: .15rem .5rem; }
+  img { max-height: 10.8cm; width: auto; margin: 0 auto; } .scroll { overflow: visible; } }
 """
 PAGE = """<!DOCTYPE html>
 <html lang="en">

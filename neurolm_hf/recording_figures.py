@@ -24,6 +24,7 @@ BARS_AT_MOST = 24
 # Fewer electrodes do not span a map.
 ELECTRODES_OF_A_MAP = 4
 LINES_APART = 8.0  # in robust amplitudes
+TICK_STEPS = (1, 2, 5, 10, 20, 30, 60)  # columns
 SHOWN_HZ = (0.5, 100.0)
 SMALL = 9
 
@@ -184,7 +185,8 @@ def plot_token_map(rarity: ArrayLike, ch_names: Sequence[str], seconds: ArrayLik
         values[rows], cmap="cividis", aspect="auto", interpolation="nearest",
         extent=(-0.5, values.shape[1] - 0.5, len(rows) - 0.5, -0.5),
     )  # fmt: skip
-    ticks = np.arange(0, len(begin), -(-len(begin) // 7))
+    step = next(step for step in TICK_STEPS if step * 8 > len(begin) or step == TICK_STEPS[-1])
+    ticks = np.arange(0, len(begin), step)
     axis.set_xticks(ticks, [f"{begin[tick]:g}" for tick in ticks])
     axis.set_yticks(range(len(rows)), [label(ch_names[row], 12) for row in rows], fontsize=SMALL)
     axis.set_xlabel("Time (s)")
@@ -277,8 +279,8 @@ def plot_channel_seconds(
     if len(whole) <= 16:
         for place, row in enumerate(rows):
             for second in np.flatnonzero(np.abs(np.nan_to_num(values[row])) >= limit / 2):
-                sign, colour = ("+", BLACK) if values[row, second] > 0 else ("−", "white")
-                axis.text(start + second + 0.5, place, sign, ha="center", va="center", color=colour)
+                sign = "+" if values[row, second] > 0 else "−"
+                axis.text(start + second + 0.5, place, sign, ha="center", va="center")
     axis.set_yticks(range(len(rows)), [label(ch_names[row], 12) for row in rows], fontsize=SMALL)
     of = f", {len(rows)} of {len(ch_names)} channels" if len(rows) < len(ch_names) else ""
     axis.set_title(f"One channel in one second{of}")
@@ -342,5 +344,4 @@ def _signed_colours() -> "Colormap":
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("blue-white-orange", [BLUE, "#ffffff", ORANGE])
-    colours.set_bad("#ffffff")
-    return colours
+    return colours.with_extremes(bad="#ffffff")

@@ -3,29 +3,24 @@
 `write_recording_report` leaves a folder with one page that needs no other file, and its pictures as PNG files.
 """
 
-import copy
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import welch
-from transformers.utils.logging import tqdm
 
 from . import __version__
+from .answered_recording import Reading, Spectra, check_decoder, eeg_inputs, measure_spectra, read_recording
 from .channels_neurolm import join_words
 from .figures import perplexity, plot_reconstruction
-from .inspection import RecordingInfo, inspect_recording
+from .inspection import inspect_recording
 from .occlusion import window_importance
 from .page import Html, bullets, paragraph, picture, section, table, write_page
-from .pipeline_neurolm import Asked, EEGQuestionAnsweringPipeline
-from .processing_neurolm import EEGFeatureExtractor, EEGSegment, PreparedEEG
+from .pipeline_neurolm import EEGQuestionAnsweringPipeline
 from .recording_figures import (
     plot_answers,
     plot_channel_seconds,
@@ -35,6 +30,7 @@ from .recording_figures import (
     plot_traces,
     spread,
 )
+from .stages import bare_language_model
 from .validation import by_channel
 
 
@@ -45,66 +41,12 @@ if TYPE_CHECKING:
 WINDOWS_ASKED = 1000
 WINDOWS_SHOWN = 3
 TRACE_SECONDS = 12
-SPECTRUM_SECONDS = 60
 TOKEN_COLUMNS = 240
 LISTED_AT_MOST = 8
 # Of the table of one window's tokens.
 CODES_OF_A_WINDOW = 640
 SECONDS_OF_A_TABLE = 8
 MARKS_AT_MOST = 12
-BATCH = 32
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What the model has read and said of a recording.
-
-    Attributes:
-        spans: first and last sample of each window that was asked about; of_all: how many windows there are.
-        probabilities: (windows, answers); codes: of each window (channels, seconds).
-        info: what is in the file; None where the recording is no file.
-    """
-
-    pipe: EEGQuestionAnsweringPipeline
-    asked: Asked
-    extractor: EEGFeatureExtractor
-    prepared: PreparedEEG
-    spans: list[tuple[int, int]]
-    of_all: int
-    probabilities: NDArray[np.float64]
-    codes: list[NDArray[np.int64]]
-    info: RecordingInfo | None
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        return self.asked.question.answers
-
-    @property
-    def seconds(self) -> float:
-        return self.prepared.n_samples / self.extractor.sampling_rate
-
-    def time(self, window: int) -> tuple[float, float]:
-        """Start and end of a window, in seconds."""
-        first, last = self.spans[window]
-        return first / self.extractor.sampling_rate, last / self.extractor.sampling_rate
-
-    def answer(self, window: int) -> str:
-        """Its likeliest answer, with the probability."""
-        probabilities = self.probabilities[window]
-        return f"{self.answers[int(probabilities.argmax())]} {probabilities.max():.2f}"
-
-    def microvolts(self, first: int, last: int) -> NDArray[np.float64]:
-        """Samples as the model reads them, unscaled."""
-        scale = self.extractor.scale if self.extractor.do_rescale else 1.0
-        return self.prepared.read(first, last).astype(np.float64) * scale
-
-    def most_confident(self) -> list[int]:
-        """The window with the highest probability of each answer that was given, the surest first."""
-        given = self.probabilities.argmax(axis=1)
-        best = [
-            int(np.where(given == answer, self.probabilities[:, answer], -1).argmax()) for answer in np.unique(given)
-        ]
-        return sorted(best, key=lambda window: -self.probabilities[window].max())[:WINDOWS_SHOWN]
 
 
 def write_recording_report(
@@ -135,23 +77,25 @@ def write_recording_report(
         The path of `index.html`.
 
     Raises:
-        ValueError: no allowed answers, several epochs; what a call of the pipeline raises.
+        ValueError: no allowed answers, several epochs, a tokenizer of other codes; what a call of the pipeline raises.
         ImportError: matplotlib is missing.
     """
     asked = {"task": task, "question": question, "candidate_answers": candidate_answers}
     asked |= {"unknown_channels": unknown_channels, "unit": unit}
     info = inspect_recording(recording) if isinstance(recording, (str, os.PathLike)) else None
-    reading = _read(pipe, recording, asked, info, windows_at_most)
-    before, why_not = _unfiltered(pipe, recording, asked)
+    if tokenizer is not None:
+        check_decoder(tokenizer, bare_language_model(pipe.model).eeg_encoder)
+    reading = read_recording(pipe, recording, asked, info, windows_at_most)
+    spectra = measure_spectra(reading, recording, asked)
     output = Path(output)
     sections = [
+        _oddities_section(reading, spectra),
         _answers_section(reading, output),
-        _oddities_section(reading, why_not),
         *(
             _window_section(reading, output, number, window)
-            for number, window in enumerate(reading.most_confident(), 1)
+            for number, window in enumerate(reading.most_confident(WINDOWS_SHOWN), 1)
         ),
-        _spectrum_section(reading, before, output),
+        _spectrum_section(reading, spectra, output),
         _tokens_section(reading, output),
         _reconstruction_section(reading, tokenizer, output),
         _recording_section(reading),
@@ -160,69 +104,14 @@ def write_recording_report(
     return write_page(output, _title(reading), sections, lead=reading.asked.question.text.removeprefix("Question: "))
 
 
-# What the model says --------------------------------------------------------------------------------------------
-
-
-def _read(
-    pipe: EEGQuestionAnsweringPipeline,
-    recording: Any,
-    asked_with: dict[str, Any],
-    info: RecordingInfo | None,
-    windows_at_most: int,
-) -> _Reading:
-    """Asks about the windows, and takes their tokens."""
-    asked, extractor, prepared = pipe.prepare(recording, **asked_with)
-    if not asked.completions:
-        raise ValueError("A report is of allowed answers: give candidate_answers, or a task.")
-    if len(prepared) != 1:
-        raise ValueError(f"There are {len(prepared)} epochs, and a report is of one recording: pass the Raw.")
-    spans = extractor.window_spans(prepared[0])
-    of_all, spans = len(spans), [spans[place] for place in spread(len(spans), windows_at_most)]
-    probabilities, codes, channels = [], [], len(prepared[0].ch_names)
-    for first in tqdm(range(0, len(spans), BATCH), desc="windows", unit="batch", disable=len(spans) <= BATCH):
-        segments = [extractor.segment_at(prepared[0], *span) for span in spans[first : first + BATCH]]
-        probabilities.append(pipe.score(asked, segments).softmax(dim=1).numpy())
-        inputs = _eeg_inputs(extractor, segments, pipe.model)
-        with torch.no_grad():
-            of_batch = pipe.model.get_eeg_codes(**inputs).cpu().numpy()
-        codes += [row[: one.n_patches].reshape(-1, channels).T for row, one in zip(of_batch, segments, strict=True)]
-    return _Reading(pipe, asked, extractor, prepared[0], spans, of_all, np.concatenate(probabilities), codes, info)
-
-
-def _eeg_inputs(extractor: EEGFeatureExtractor, segments: Sequence[EEGSegment], model: Any) -> dict[str, torch.Tensor]:
-    batch = extractor.collate([[one] for one in segments], [], "pt")
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    inputs["input_values"] = inputs["input_values"].to(model.dtype)
-    return inputs
-
-
-def _unfiltered(
-    pipe: EEGQuestionAnsweringPipeline, recording: Any, asked_with: dict[str, Any]
-) -> tuple[PreparedEEG | None, str | None]:
-    """The recording by the same recipe without its filters, or why there is none."""
-    if isinstance(recording, PreparedEEG):
-        return None, "it was given as it has been prepared."
-    extractor = copy.copy(pipe.processor.feature_extractor)
-    extractor.do_filter = extractor.do_notch = False
-    plain = copy.copy(pipe)
-    plain.processor = copy.copy(pipe.processor)
-    plain.processor.feature_extractor = extractor
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they have been given on the first reading
-        try:
-            return plain.prepare(recording, **asked_with)[2][0], None
-        except ValueError as error:
-            return None, str(error)
-
-
 # Sections --------------------------------------------------------------------------------------------
 
 
-def _title(reading: _Reading) -> str:
+def _title(reading: Reading) -> str:
     return f"{_name(reading)}: answers of {_model_name(reading.pipe)}"
 
 
-def _name(reading: _Reading) -> str:
+def _name(reading: Reading) -> str:
     return Path(reading.info.path).name if reading.info else reading.prepared.report.source
 
 
@@ -231,7 +120,7 @@ def _model_name(pipe: EEGQuestionAnsweringPipeline) -> str:
     return (Path(source).name if Path(source).is_dir() else source) or "the model"
 
 
-def _answers_section(reading: _Reading, output: Path) -> Html:
+def _answers_section(reading: Reading, output: Path) -> Html:
     given = reading.probabilities.argmax(axis=1)
     windows = len(given)
     rows = [
@@ -249,7 +138,7 @@ def _answers_section(reading: _Reading, output: Path) -> Html:
     return section("Answers", *parts)
 
 
-def _asked_about(reading: _Reading) -> str:
+def _asked_about(reading: Reading) -> str:
     windows, (start, end) = len(reading.spans), reading.time(0)
     said = f"{windows:,} windows of {end - start:g} s"
     if windows < reading.of_all:
@@ -257,7 +146,7 @@ def _asked_about(reading: _Reading) -> str:
     return f"{said}."
 
 
-def _oddities_section(reading: _Reading, why_not: str | None) -> Html:
+def _oddities_section(reading: Reading, spectra: Spectra) -> Html:
     """What a reader must know before believing the answers."""
     config, report = reading.pipe.model.config, reading.prepared.report
     doubts = []
@@ -274,14 +163,20 @@ def _oddities_section(reading: _Reading, why_not: str | None) -> Html:
     if report.dropped:
         left_out = join_words(f"{name} ({reason})" for name, reason in report.dropped)
         problems.append(f"Left out: {left_out}.")
-    if why_not is not None:
-        problems.append(f"There is no spectrum before the filters: {why_not}")
+    for hertz in spectra.mains_left:
+        taken = "no mains frequency" if spectra.notch_hz is None else f"{spectra.notch_hz:g} Hz"
+        problems.append(
+            f"A line at {hertz:g} Hz is left, for the recipe took out {taken}: where these are the mains of the "
+            f"recording, set notch_frequency={hertz:g} of the feature extractor."
+        )
+    if spectra.why_not is not None:
+        problems.append(f"There is no spectrum before the filters: {spectra.why_not}")
     parts = [paragraph(doubt, kind="warning") for doubt in doubts]
     parts.append(bullets(dict.fromkeys(problems)) if problems else paragraph("Nothing was odd about the recording."))
     return section("What to know first", *parts)
 
 
-def _window_section(reading: _Reading, output: Path, number: int, window: int) -> Html:
+def _window_section(reading: Reading, output: Path, number: int, window: int) -> Html:
     """Traces around a window, and what mattered for its answer."""
     start, end = reading.time(window)
     found = window_importance(reading.pipe, reading.asked, reading.extractor, reading.prepared, start)
@@ -315,7 +210,7 @@ def _listed(names: Sequence[str], values: NDArray[np.float64], order: NDArray[np
     return ", ".join(f"{names[place]} {values[place]:+.2f}" for place in order)
 
 
-def _traces(reading: _Reading, output: Path, number: int, window: int) -> Html:
+def _traces(reading: Reading, output: Path, number: int, window: int) -> Html:
     rate, (first, last) = reading.extractor.sampling_rate, reading.spans[window]
     wanted = max(last - first, TRACE_SECONDS * rate)
     begin = max(0, min((first + last - wanted) // 2, reading.prepared.n_samples - wanted))
@@ -345,27 +240,19 @@ def _traces(reading: _Reading, output: Path, number: int, window: int) -> Html:
     )
 
 
-def _spectrum_section(reading: _Reading, before: PreparedEEG | None, output: Path) -> Html:
-    rate = reading.extractor.sampling_rate
-    wanted = min(SPECTRUM_SECONDS * rate, reading.prepared.n_samples)
-    first = (reading.prepared.n_samples - wanted) // 2
-    scale = reading.extractor.scale if reading.extractor.do_rescale else 1.0
-    frequencies, after = welch(reading.microvolts(first, first + wanted), rate, nperseg=min(2 * rate, wanted))
-    unfiltered = None
-    if before is not None:
-        unfiltered = welch(before.read(first, first + wanted) * scale, rate, nperseg=min(2 * rate, wanted))[1]
-    applied = reading.prepared.report.steps_applied
-    notch = reading.extractor.notch_frequency if any(step.startswith("notch") for step in applied) else None
-    caption = f"Power in the {wanted / rate:.3g} s in the middle: median over channels, and the middle 80% of them. "
-    caption += f"Steps: {join_words(applied)}."
-    figure = plot_filtering(frequencies, after, unfiltered, notch)
-    alt = f"Power spectrum up to {rate / 2:g} Hz before and after the preprocessing" + (
-        f"; mains at {notch:g} Hz taken out." if notch else "."
-    )
+def _spectrum_section(reading: Reading, spectra: Spectra, output: Path) -> Html:
+    notch, highest = spectra.notch_hz, spectra.frequencies[-1]
+    caption = f"Power in the {spectra.seconds:.3g} s in the middle: median over channels, and the middle 80% of them. "
+    caption += f"Steps: {join_words(reading.prepared.report.steps_applied)}."
+    figure = plot_filtering(spectra.frequencies, spectra.after, spectra.before, notch)
+    alt = f"Power spectrum up to {highest:g} Hz before and after the preprocessing"
+    alt += f"; mains at {notch:g} Hz taken out." if notch else "."
     return section("Spectrum", picture(output, "spectrum", figure, alt, caption))
 
 
-def _tokens_section(reading: _Reading, output: Path) -> Html:
+def _tokens_section(reading: Reading, output: Path) -> Html:
+    if not reading.codes:
+        return section("Tokens", paragraph("The model was saved without the codebook of its tokenizer."))
     counts = Counter(np.concatenate([codes.ravel() for codes in reading.codes]).tolist())
     total, names = sum(counts.values()), reading.prepared.ch_names
     size = reading.pipe.model.config.eeg_config.codebook_size
@@ -398,8 +285,8 @@ def _tokens_section(reading: _Reading, output: Path) -> Html:
     )
 
 
-def _tokens_of_a_window(reading: _Reading) -> list[Html]:
-    window = reading.most_confident()[0]
+def _tokens_of_a_window(reading: Reading) -> list[Html]:
+    window = reading.most_confident(1)[0]
     codes, (start, end) = reading.codes[window], reading.time(window)
     if codes.size > CODES_OF_A_WINDOW or codes.shape[1] > SECONDS_OF_A_TABLE:
         return []
@@ -418,21 +305,20 @@ def _apart(spans: Sequence[tuple[int, int]]) -> list[int]:
     return chosen
 
 
-def _reconstruction_section(reading: _Reading, tokenizer: "NeuroLMVQModel | None", output: Path) -> Html:
+def _reconstruction_section(reading: Reading, tokenizer: "NeuroLMVQModel | None", output: Path) -> Html:
     heading = "Reconstruction"
     if tokenizer is None:
         said = "Not drawn: a NeuroLM holds no decoder. Give the neural tokenizer that it was made with."
         return section(heading, paragraph(said))
-    window = reading.most_confident()[0]
+    window = reading.most_confident(1)[0]
     start, end = reading.time(window)
     segment = reading.extractor.segment_at(reading.prepared, *reading.spans[window])
-    inputs = _eeg_inputs(reading.extractor, [segment], tokenizer)
+    inputs = eeg_inputs(reading.extractor, [segment], tokenizer)
     del inputs["eeg_segment_ids"]
     with torch.no_grad():
         outputs = tokenizer.eval()(**inputs)
     channels = len(reading.prepared.ch_names)
     signal, drawn = (by_channel(values, channels) for values in (outputs.target_raw, outputs.raw))
-    same = float((by_channel(outputs.codes[..., None], channels) == reading.codes[window]).mean())
     parts = [
         picture(
             output,
@@ -442,13 +328,10 @@ def _reconstruction_section(reading: _Reading, tokenizer: "NeuroLMVQModel | None
             f"{start:g} to {end:g} s, z-scored, and what the neural tokenizer makes of it through its codes.",
         )
     ]
-    if same < 1:
-        said = f"The tokenizer gives {same:.0%} of the patches the code that the model's encoder gives them: "
-        parts.insert(0, paragraph(said + "it may not be the one that the model was made with.", kind="warning"))
     return section(heading, *parts)
 
 
-def _recording_section(reading: _Reading) -> Html:
+def _recording_section(reading: Reading) -> Html:
     report, info = reading.prepared.report, reading.info
     facts = [("Source", _name(reading))]
     if info is not None:
@@ -456,7 +339,7 @@ def _recording_section(reading: _Reading) -> Html:
     facts += [
         ("Length", f"{reading.seconds:.4g} s"),
         ("Sampling rate", f"{report.sampling_rate:g} Hz"),
-        ("Read in", report.unit),
+        ("Unit as read", report.unit),
     ]
     if info is not None and info.annotations:
         shown = list(info.annotations.items())[:LISTED_AT_MOST]
@@ -477,7 +360,7 @@ def _recording_section(reading: _Reading) -> Html:
     )
 
 
-def _provenance_section(reading: _Reading) -> Html:
+def _provenance_section(reading: Reading) -> Html:
     question, report = reading.asked.question, reading.prepared.report
     facts = [
         ("Model", _model_name(reading.pipe)),

@@ -111,7 +111,9 @@ class Hub:
     def files(self, repo_id, repo_type="model", revision="main"):
         """path -> content of a revision, for the tests to look at."""
         repository = self.repositories[repo_type, repo_id]
-        return {path: self.content(one.sha256) for path, one in repository.commits[repository.resolve(revision)].items()}
+        return {
+            path: self.content(one.sha256) for path, one in repository.commits[repository.resolve(revision)].items()
+        }
 
 
 @contextmanager
@@ -367,7 +369,9 @@ class _Handler(BaseHTTPRequestHandler):
         file = repository.commits[oid].get(path)
         if file is None:
             message = json.dumps({"error": "Entry not found"}).encode()
-            self._send(message, 404, **{"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, **commit)
+            self._send(
+                message, 404, **{"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, **commit
+            )
         elif file.lfs:
             linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
             self._send(b"", 302, Location=f"{self.hub.storage}/cdn/{file.sha256}", **linked, **commit)

@@ -385,3 +385,21 @@ def test_an_untuned_model_warns(model: Any, processor: Any, monkeypatch: pytest.
     monkeypatch.setattr(model.config, "stage", "pretrained")
     model.as_pipeline(processor, device="cpu")(as_raw(2), task="Workload")
     assert "never instruction-tuned" in said[0]
+
+
+# --- in parts
+
+
+def test_a_call_in_parts_says_the_same(model: Any, processor: Any) -> None:
+    prior = {"No": 0.2, "Yes": 0.8}
+    fixed = model.as_pipeline(processor, device="cpu", prior=prior, window_seconds=3)
+    shown = [(as_raw(2, seed=5), 0, "Yes")]
+    asked, extractor, (prepared,) = fixed.prepare(as_raw(9), task="Workload", examples=shown, window_seconds=2)
+    segments = extractor.cut(prepared)
+    assert {segment.n_seconds for segment in segments} == {2}
+    scores = fixed.score(asked, segments)
+    assert (scores.shape, scores.dtype) == ((4, 2), torch.float64)
+    answers = fixed(as_raw(9), task="Workload", examples=shown, window_seconds=2)
+    expected = [list(window["probabilities"].values()) for window in answers]
+    np.testing.assert_allclose(scores.softmax(1), expected, atol=1e-6)
+    assert [one.ch_names for one in fixed.prepare(as_raw(3), task="Sleep")[2]] == [["C3", "O2"]]
