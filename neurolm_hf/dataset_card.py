@@ -1,7 +1,6 @@
-"""The card of a prepared set, made from what its JSON files and shards say, and the set's way to the Hub."""
+"""The card of a prepared set, made from what its JSON files and shards say; what all cards are written with."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,10 +26,9 @@ SOURCES = {
     "EEGMMIDB": "PhysioNet, EEG Motor Movement/Imagery Dataset: Open Data Commons Attribution License 1.0 (ODC-By).",
 }
 _LISTED = 50  # files by name; more are in summary.json
-_UPLOADED = ["README.md", "preparation.json", "summary.json", "data/*/*.parquet", "reports/*.json"]
 _HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-# What Markdown takes for a sign, except the bar, which `markdown_table` sees to.
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>#~!&])")
+# What Markdown takes for a sign, except the bar, which `markdown_table` sees to, and what stands inside a word.
+_MARKDOWN = re.compile(r"([\\`*\[\]<>#~!&]|(?<!\w)_|_(?!\w))")
 # How the reasons begin that channels are dropped for because they are no EEG, which is no loss.
 _NO_EEG = ("MNE channel type", "not EEG by its name", "a pair of two reference electrodes")
 _RULES = {
@@ -77,42 +75,6 @@ def write_card(folder: str | Path) -> Path:
     card = folder / "README.md"
     write_text(card, "\n".join(section for section in sections if section))
     return card
-
-
-def push_prepared(folder: str | Path, repo_id: str) -> str:
-    """Uploads a prepared folder to a dataset repository of the Hub, which is made, private, if it is not there.
-
-    Sent are the card, the two JSON files, the shards and the reports; nothing else that may lie in the folder. The
-    token is the one that `hf auth login` has kept.
-
-    Args:
-        folder: a finished prepared set with its card.
-        repo_id: `name/of-the-repository`.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        ValueError: the folder holds no finished set, or no card.
-        OSError: what the Hub refuses (`huggingface_hub.errors.HfHubHTTPError`).
-    """
-    from huggingface_hub import HfApi
-
-    folder = Path(folder)
-    preparation, summary = read_description(folder)
-    if not (folder / "README.md").is_file():
-        raise ValueError(f"{folder} has no card: write it with write_card first.")
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        repo_type="dataset",
-        folder_path=os.fspath(folder),
-        allow_patterns=_UPLOADED,
-        delete_patterns=_UPLOADED,  # shards of an earlier upload that this folder does not have
-        commit_message=f"{preparation['task']}, fingerprint {summary['fingerprint'][:12]}",
-    )
-    return str(commit.commit_url)
 
 
 def read_description(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

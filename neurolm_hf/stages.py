@@ -26,6 +26,7 @@ from .cpu import make_cpu_fast
 from .dataset_card import read_description
 from .devices import leave_together
 from .feature_cache import FEATURES, FeatureCache, compute_features, precision_of
+from .model_card import CARD, has_edited_card, model_card
 from .modeling_neurolm import NeuroLMModel
 from .prepared_set import prepared_task, read_object, to_json
 from .processing_neurolm import EEGFeatureExtractor
@@ -457,6 +458,8 @@ def finish(
 ) -> None:
     """Writes the model, what belongs beside it, and at last `training.json`: figures, rows left out, tasks, log.
 
+    The model card is made of all that; one that a person has edited stays.
+
     Args:
         source: what `provenance` gave; the model's config has it already.
         tasks: those that the model was taught.
@@ -471,6 +474,7 @@ def finish(
     skipped = {*gather_object(rows.skipped), *data.skipped}
     output = Path(trainer.args.output_dir or ".")
     with locked(output, trainer.args.should_save):
+        edited = has_edited_card(output)
         try:
             trainer.save_model()
             if not trainer.is_world_process_zero():
@@ -488,6 +492,8 @@ def finish(
                 "log": trainer.state.log_history,
             }
             write_text(output / RESULTS, to_json(results))
+            if not edited:
+                write_text(output / CARD, model_card(output))
         except WRITE_ERRORS as error:
             raise final_files_failed(error, output) from error
     for name, value in metrics.items():

@@ -40,6 +40,7 @@ from neurolm_hf.collators import InstructionCollator
 from neurolm_hf.configuration_neurolm import NeuroLMConfig
 from neurolm_hf.devices import shares_weights
 from neurolm_hf.lora import add_adapter, lora_config, save_beside_adapter
+from neurolm_hf.model_card import write_model_card
 from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.prompts import completion_ids, prompt_ids
@@ -253,6 +254,7 @@ def save_merged(adapted: Any, processor: NeuroLMProcessor, folder: Path) -> None
     """The model with the adapter merged into it, as a model of its own."""
     adapted.merge_and_unload().save_pretrained(folder)
     processor.save_pretrained(folder)
+    write_model_card(folder)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Literal
 
 from neurolm_hf.command_line import options_parser
-from neurolm_hf.dataset_card import push_prepared
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.prepared_set import Summary
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor
+from neurolm_hf.publishing import push_prepared
 from neurolm_hf.storage import NEEDED
 from neurolm_hf.task_sections import PARTS
 from neurolm_hf.tasks import TASK_FILES, Task, load_task
@@ -84,7 +84,7 @@ class Arguments:
         default=None, metadata={"help": "Of the recordings, for the set's card: odc-by, cc-by-4.0, or your own words."}
     )
     push_to_hub: str | None = field(
-        default=None, metadata={"metavar": "ID", "help": "Dataset repository to upload the set to (private if new)."}
+        default=None, metadata={"metavar": "ID", "help": "Private dataset repository to upload the set to."}
     )
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 
-import huggingface_hub
 import numpy as np
 import pytest
 import yaml
@@ -11,7 +10,7 @@ from datasets import load_dataset
 from prepared_folders import write_prepared
 
 from neurolm_hf.channels_neurolm import non_eeg_reason
-from neurolm_hf.dataset_card import SOURCES, push_prepared, write_card
+from neurolm_hf.dataset_card import SOURCES, plain_text, write_card
 from neurolm_hf.tasks import TASK_FILES, load_task
 
 
@@ -183,48 +182,15 @@ def test_an_unfinished_set_has_no_card(prepared):
         write_card(prepared)
 
 
-class StandInApi:
-    """Keeps what the Hub was asked for."""
-
-    calls = []
-
-    def __getattr__(self, name):
-        def call(*args, **options):
-            self.calls.append((name, *args, options))
-            return huggingface_hub.CommitInfo(
-                commit_url="https://huggingface.co/datasets/me/set/commit/1",
-                commit_message="",
-                commit_description="",
-                oid="1",
-            )
-
-        return call
-
-
-def test_push(prepared, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "HfApi", StandInApi)
-    monkeypatch.setattr(StandInApi, "calls", [])
-    with pytest.raises(ValueError, match="has no card"):
-        push_prepared(prepared, "me/set")
-    write_card(prepared)
-    assert push_prepared(prepared, "me/set").endswith("/commit/1")
-    repository, upload = StandInApi.calls
-    assert repository == ("create_repo", "me/set", {"repo_type": "dataset", "private": True, "exist_ok": True})
-    assert upload[1]["repo_type"] == "dataset"
-    assert upload[1]["folder_path"] == str(prepared)
-    assert upload[1]["commit_message"] == "Workload, fingerprint ffffffffffff"
-    chosen = huggingface_hub.utils.filter_repo_objects(
-        ["data/train/0.parquet", "data/train/.0.parquet.x.part", "reports/0.json", "README.md", ".env", "notes.txt"],
-        allow_patterns=upload[1]["allow_patterns"],
-    )
-    assert list(chosen) == ["data/train/0.parquet", "reports/0.json", "README.md"]
-
-
-def test_real_api_takes_what_we_give():
-    import inspect
-
-    for name, given in {
-        "create_repo": {"repo_type", "private", "exist_ok"},
-        "upload_folder": {"repo_id", "repo_type", "folder_path", "allow_patterns", "delete_patterns"},
-    }.items():
-        assert given <= set(inspect.signature(getattr(huggingface_hub.HfApi, name)).parameters)
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("workload_2", "workload_2"),
+        ("*a* _b_ `c`", r"\*a\* \_b\_ \`c\`"),
+        ("a\n# b\n\n---", r"a \# b ---"),
+        ("<script>[x](y) & ~z~ !", r"\<script\>\[x\](y) \& \~z\~ \!"),
+        ("back\\slash|bar", "back\\\\slash|bar"),
+    ],
+)
+def test_names_are_shown_as_they_are(name, shown):
+    assert plain_text(name) == shown

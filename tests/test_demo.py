@@ -1,21 +1,19 @@
 """The demo in a few steps, its outputs, its errors, and the README, whose blocks run on what it leaves."""
 
-import contextlib
 import importlib.util
-import io
 import json
 import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from documents import blocks_of, commands_of, run_command, run_python
 from transformers import AutoModelForCausalLM
 
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor
@@ -25,7 +23,7 @@ from neurolm_hf.tasks import load_task
 
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
 FEW_STEPS = [
     "--subjects",
     "4",
@@ -88,12 +86,17 @@ def test_report(folder: Path) -> None:
 
 
 def test_model_records_what_it_has_been_through(folder: Path) -> None:
+    trained_on = json.loads((folder / "demo-output/metrics.json").read_text())["split"]["train"]
+    for name in ("base", "model", "adapter"):
+        assert "demo.py of neurolm_hf" in (folder / "demo-output" / name / "README.md").read_text()
     base = AutoModelForCausalLM.from_pretrained(folder / "demo-output/base", trust_remote_code=True)
     tuned = AutoModelForCausalLM.from_pretrained(folder / "demo-output/model", trust_remote_code=True)
     assert base.config.stage == "pretrained"
     assert tuned.config.stage == "instruction-tuned"
     assert tuned.config.tasks == [load_task("Workload").config_entry()]
-    assert tuned.config.provenance["recordings"] == "simulated"
+    for model in (base, tuned):
+        assert model.config.provenance["recordings"] == "simulated"
+        assert model.config.provenance["data"][0]["subjects"] == trained_on
     assert tuned.model.eeg_encoder.quantizer.initialized
 
 
@@ -113,69 +116,28 @@ def test_adapter_on_the_base_is_the_model(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_readme_runs_from_top_to_bottom(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its Python, and its commands but git and make; the golden checkpoints stand in for the authors' files."""
-    shutil.copy(ROOT / "tests/parity/VQ.pt", folder / "VQ.pt")
-    shutil.copy(ROOT / "tests/parity/NeuroLM-base.pt", folder / "NeuroLM-B.pt")
+    """Its Python, and its commands but git and make."""
     monkeypatch.chdir(folder)
-    blocks = re.findall(r"```(python|console)\n(.*?)```", README, flags=re.DOTALL)
-    assert sum(language == "python" for language, _ in blocks) >= 5
-    namespace: dict[str, object] = {}
-    printed = io.StringIO()
-    commands = []
-    for language, block in blocks:
-        if language == "python":
-            with contextlib.redirect_stdout(printed):
-                exec(compile(block, "README.md", "exec"), namespace)
-            continue
-        for line in block.splitlines():
-            if line.startswith("$ ") and not line.startswith(("$ git ", "$ make ")):
-                commands.append(line.removeprefix("$ "))
-                run_command(commands[-1], folder)
-    codes = namespace["codes"]
-    assert isinstance(codes, torch.Tensor)
-    assert codes.shape == (16, 76)  # 64 s in windows of 4 s, 19 channels
-    assert codes.min() >= 0
-    assert "FC5" in printed.getvalue()
-    assert "60-64 s:" in printed.getvalue()
-    assert "(19, 800)" in printed.getvalue()
-    assert len(commands) >= 5
-    assert (folder / "neurolm-b/config.json").is_file()
-    assert (folder / "text/summary.json").is_file()
-
-
-def test_the_readme_s_task_prepares_the_demo_s_recordings(folder: Path) -> None:
-    (task,) = re.findall(r"```json\n(.*?)```", README, flags=re.DOTALL)
-    (folder / "drowsiness.json").write_text(task)
-    rows = [
-        f"Subject{i:02d}_{run}.edf,0,20,{label},{i}" for i in range(4) for run, label in ((1, "drowsy"), (2, "alert"))
-    ]
-    (folder / "demo-output/recordings/labels.csv").write_text("\n".join(["file,start,end,label,subject", *rows]))
-    run_command(
-        "python scripts/prepare_data.py --task drowsiness.json --input demo-output/recordings --output drowsiness",
-        folder,
-    )
-    summary = json.loads((folder / "drowsiness/summary.json").read_text())
-    assert sum(summary["windows"].values()) == 8 * 5
-    assert sum(summary["subjects"].values()) == 4
-
-
-def run_command(command: str, folder: Path) -> None:
-    """A command of the README, by this Python."""
-    # the golden checkpoints have no GPT-2 vocabulary, and there may be no Hub
-    name, *words = shlex.split(command.replace("--text-tokenizer gpt2", "--text-tokenizer none"))
-    program = {"python": [], "neurolm": ["-m", "neurolm_hf"]}[name]
-    done = subprocess.run(
-        [sys.executable, *program, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (command, done.stderr)
+    namespace: dict[str, Any] = {}
+    printed, commands = "", 0
+    for block in blocks_of(README):
+        if block.language == "python":
+            printed += run_python(block, README, namespace)
+        for command in commands_of(block) if block.language == "console" else ():
+            printed += run_command(command, folder)
+            commands += 1
+    assert namespace["answers"][-1]["end"] == 64
+    assert namespace["codes"].shape == (16, 76)  # 64 s in windows of 4 s, 19 channels
+    assert namespace["codes"].min() >= 0
+    assert printed.startswith("{'start': 0.0, 'end': 4.0, 'answer': ")
+    assert "60-64" in printed
+    assert commands == 6
+    assert (folder / "recording-report/index.html").is_file()
+    assert json.loads((folder / "results/results.json").read_text())
 
 
 def test_readme_names_files_that_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
 

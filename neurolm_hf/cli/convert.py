@@ -123,6 +123,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     console.progress("converting")
     from .. import EEGFeatureExtractor, NeuroLMProcessor
     from ..conversion import convert_neurolm, convert_vq
+    from ..model_card import write_model_card
     from ..tasks import load_task
 
     eeg_fields = {"padding_enters_statistics": options.pad_to_patches is not None}
@@ -154,6 +155,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             file.unlink()
     NeuroLMProcessor(extractor, text_tokenizer).save_pretrained(output)
     model.save_pretrained(output)
+    write_model_card(output)
     kind, size = type(model).__name__, model.num_parameters()
     document = {"output": str(output), "model": kind, "parameters": size, **asdict(report)}
     console.result(document, f"{report}\n{output}: {kind}, {size:,} parameters")
