@@ -233,7 +233,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
             each of its epochs, with the channels that the question is about.
         """
         preprocess, _, _ = self._sanitize_parameters(**asked)
-        settled = self._settle(**{**self._preprocess_params, **preprocess})
+        settled = self.settle(**{**self._preprocess_params, **preprocess})
         reading = (settled["asked"].question, settled["unknown_channels"], settled["unit"])
         return settled["asked"], settled["extractor"], _prepare(settled["extractor"], recording, *reading)
 
@@ -269,7 +269,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         postprocess = {name: value for name, value in given.items() if name in of_answer}
         return preprocess, {name: given[name] for name in ("generate",) if name in given}, postprocess
 
-    def _settle(
+    def settle(
         self,
         task: str | None = None,
         question: str | None = None,
@@ -280,7 +280,13 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         unknown_channels: str | None = None,
         unit: str | None = None,
     ) -> dict[str, Any]:
-        """What `preprocess` needs beside a recording."""
+        """What `preprocess` needs beside a recording: what is asked, in token ids, and who cuts the windows for it.
+
+        Arguments as of a call.
+
+        Raises:
+            ValueError: what is wrong with them, whatever the recording.
+        """
         # an adapter hands this on to the model that it wraps
         self.model.warn_if_untuned()
         asks = self._question(task, question, candidate_answers)
@@ -319,7 +325,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
     ) -> Iterator[EEGAnswers]:
         """As the base class, but with the padding that NeuroLM's inputs need."""
         # once a call, for examples are recordings too
-        windows = PipelineChunkIterator(inputs, self.preprocess, self._settle(**preprocess_params))
+        windows = PipelineChunkIterator(inputs, self.preprocess, self.settle(**preprocess_params))
         loader = DataLoader(windows, num_workers=min(num_workers, 1), batch_size=batch_size, collate_fn=self._collate)
         of_recording: list[dict[str, Any]] = []
         for batch in loader:

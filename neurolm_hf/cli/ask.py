@@ -104,28 +104,26 @@ def run(options: argparse.Namespace, console: Console) -> None:
     pipe = open_pipeline(options.model, options.device, console, options.batch_size)
     _tell_progress(pipe, console)
     # what is wrong with the question or an example is wrong for every recording: say it once
-    question = pipe._settle(**asked)["asked"].question
+    question = pipe.settle(**asked)["asked"].question
     summaries: list[dict[str, Any]] = []
     with open(options.csv or os.devnull, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
+        csv_rows = csv.writer(file)
 
         def ask(recording: str, number: int) -> None:
             answers = pipe(recording, **asked)
-            table_rows = answers.rows()
+            rows, summary = answers.rows(), _summary(recording, answers)
             if not summaries:
-                rows.writerow(["path", *table_rows[0]])
-            rows.writerows([recording, *row.values()] for row in table_rows)
-            file.flush()
-            summaries.append(_summary(recording, answers))
-            document = {"path": recording, "question": question.text, "windows": list(answers), **summaries[-1]}
-            console.result(document, _as_text(recording, table_rows, summaries[-1]))
+                csv_rows.writerow(["path", *rows[0]])
+            csv_rows.writerows([recording, *row.values()] for row in rows)
+            file.flush()  # what is asked next may be stopped
+            summaries.append(summary)
+            document = {"path": recording, "question": question.text, "windows": list(answers), **summary}
+            console.result(document, _as_text(recording, rows, summary))
             if options.annotations:
                 suffix = next(one for one in ANNOTATION_SUFFIXES if options.annotations.endswith(one))
-                place = numbered(options.annotations, number, len(options.files), suffix)
-                try:
-                    _annotate(answers, recording, place)
-                except FAILURES as error:
-                    console.error(f"the annotations {place} of {recording} cannot be written: {one_line(error)}")
+                _annotate(
+                    recording, answers, numbered(options.annotations, number, len(options.files), suffix), console
+                )
 
         console.text(question.text)
         console.each(options.files, ask)
@@ -156,14 +154,17 @@ def _example(text: str, parser: argparse.ArgumentParser) -> tuple[Any, ...]:
         return (place, answer)
 
 
-def _annotate(answers: Any, recording: str, path: Path) -> None:
-    """Writes the answers alone as annotations that fit the recording."""
+def _annotate(recording: str, answers: Any, path: Path, console: Console) -> None:
+    """Writes the answers, and nothing else, as annotations that fit the recording."""
     from ..reading_neurolm import open_recording
 
-    raw, _ = open_recording(recording)
-    raw.set_annotations(None)
-    answers.annotate(raw)
-    raw.annotations.save(path, overwrite=True, verbose="ERROR")
+    try:
+        raw, _ = open_recording(recording)
+        raw.set_annotations(None)
+        answers.annotate(raw)
+        raw.annotations.save(path, overwrite=True, verbose="ERROR")
+    except FAILURES as error:
+        console.error(f"the annotations {path} of {recording} cannot be written: {one_line(error)}")
 
 
 def _summary(path: str, answers: Any) -> dict[str, Any]:
@@ -177,20 +178,10 @@ def _summary(path: str, answers: Any) -> dict[str, Any]:
 def _as_text(path: str, rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
     """A table of the windows and a line about them all."""
     names = list(summary["counts"])
-    header = ["seconds", "answer", *names] if names else ["seconds", "written"]
-    cells = [header]
+    cells = [["seconds", "answer", *names] if names else ["seconds", "written"]]
     for row in rows:
-        span = f"{row['start']:g}-{row['end']:g}"
-        cells.append(
-            [
-                span,
-                *(
-                    [row["answer"]] + [f"{row[f'p({name})']:.2f}" for name in names]
-                    if names
-                    else [repr(row["written"])]
-                ),
-            ]
-        )
+        said = [row["answer"], *(f"{row[f'p({name})']:.2f}" for name in names)] if names else [repr(row["written"])]
+        cells.append([f"{row['start']:g}-{row['end']:g}", *said])
     lines = ["", path, *(f"  {line}" for line in table(cells, left=2))]
     if names:
         counts = ", ".join(f"{name} {count}" for name, count in summary["counts"].items())

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\nneurolm: stopped", file=sys.stderr)
+        # behind the ^C that a terminal shows
+        print("\n" * sys.stderr.isatty() + "neurolm: stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # `neurolm ... | head` has read enough; what is still buffered must not fail when the process ends
