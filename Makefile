@@ -9,11 +9,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEEPSPEED := $(VENV)/.deepspeed
-CHECKED := neurolm_hf scripts tests docs $(wildcard benchmarks)
-TYPED := neurolm_hf scripts $(wildcard benchmarks)
+CHECKED := neurolm_hf scripts tests docs space $(wildcard benchmarks)
+TYPED := neurolm_hf scripts space $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench
+.PHONY: help install demo docs test test-slow lint bench
 
 help:  ## List these targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ install: $(INSTALLED)  ## Set up .venv with the pinned versions of constraints.t
 
 demo: $(INSTALLED)  ## From raw EDF files to answers on held-out subjects, in demo-output/ (RECORDINGS=folder: on yours)
 	$(RUN) scripts/demo.py --output demo-output $(if $(RECORDINGS),--recordings "$(RECORDINGS)")
+
+docs: $(INSTALLED)  ## The documentation as a site of files, in site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 # Two workers with one thread each: the models of the tests are too small to share a thread pool.
 test: $(INSTALLED)  ## The tests that CI runs

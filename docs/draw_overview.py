@@ -43,7 +43,7 @@ def main() -> None:
 
 def held_out_recording(model: torch.nn.Module) -> str:
     """Mental arithmetic of the first subject whom the model was not trained on."""
-    trained = model.config.provenance["training_subjects"]
+    trained = model.config.provenance["data"][0]["subjects"]
     recordings = sorted((DEMO / "recordings").glob("*_2.edf"))
     return str(next(path for path in recordings if path.stem.split("_")[0] not in trained))
 

@@ -1,22 +1,21 @@
 """A model that is to be asked, with its adapter if it has one, and the prepared windows that it is asked about."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from transformers.utils import find_adapter_config_file
-
-from .configuration_neurolm import NeuroLMConfig
+from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
 from .dataset_card import read_description
+from .leakage import is_tuh_subject
 from .modeling_neurolm import NeuroLMForCausalLM
 from .prepared_set import prepared_task
 from .processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor
+from .published_protocol import Protocol, compare_with_published
 from .stages import recipe_differences
-from .starting_models import model_type
+from .starting_models import is_adapter, model_type, processor_home
 from .storage import load_prepared
 from .task_sections import PARTS
-from .tasks import Task, load_task
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,30 @@ class EvaluationSet:
         folder, split: where they are.
         task: what is asked.
         rows: as `load_prepared` gives them.
-        fingerprint: of the prepared set.
-        is_published_protocol: whether these are the test windows of one of this package's tasks, by its own split.
-        notes: what the set says about its split.
+        preparation, summary: what the set says of itself, as `read_description` gives it.
     """
 
     folder: str
     split: str
     task: Task
     rows: Any
-    fingerprint: str
-    is_published_protocol: bool
-    notes: list[str]
+    preparation: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the prepared set."""
+        return str(self.summary["fingerprint"])
+
+    @property
+    def notes(self) -> list[str]:
+        """What the set says about its split."""
+        return list(self.summary["notes"])
+
+    @property
+    def protocol(self) -> Protocol:
+        """How these windows compare with those that published figures are of."""
+        return compare_with_published(self.task, self.split, len(self.rows), self.preparation, self.summary)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Answering:
 
     Attributes:
         source: the folder or Hub id that it was opened from.
-        model: in evaluation mode, an adapter around it where `source` is one.
+        model: in evaluation mode, with the adapter in it where `source` is one.
         processor: of the model.
         config: says what the model was tuned on; an adapter's own, None where it has none.
     """
@@ -58,7 +69,7 @@ class Answering:
     config: NeuroLMConfig | None
 
     def doubts(self, given: EvaluationSet) -> list[str]:
-        """Why answers about a set may mean nothing: another question, or people whom the model was tuned on."""
+        """Why answers about a set may mean nothing: another question, or people whom the model was trained on."""
         if self.config is None:
             return ["The model does not say which tasks it was tuned on."]
         if self.config.stage != "instruction-tuned":
@@ -67,17 +78,11 @@ class Answering:
         if not any((one["question"], tuple(one["answers"])) == (task.question, task.classes) for one in known):
             names = ", ".join(one["name"] for one in known) or "none that it names"
             found.append(f"The model was never tuned on this question; its tasks are {names}.")
-        seen = _subjects_tuned_on(self.config.provenance or {}, task.name)
-        if seen is None:
-            found.append("The model does not name the subjects that it was tuned on: these may be among them.")
-        # no name: notes of an evaluation are published with the model
-        elif common := seen & {str(name) for name in given.rows["subject"]}:
-            found.append(f"The model was tuned on {len(common)} of these subjects.")
-        return found
+        return found + doubts_of_subjects(self.config, given)
 
 
 def open_model(source: str, device: str = "cpu") -> Answering:
-    """A NeuroLM that answers, or an adapter with the model it belongs to.
+    """A NeuroLM that answers, or an adapter with the model it belongs to. No code that lies beside it is run.
 
     Args:
         source: folder or Hub id.
@@ -88,24 +93,18 @@ def open_model(source: str, device: str = "cpu") -> Answering:
         OSError: it cannot be read, or the model of an adapter cannot.
         ImportError: an adapter, without peft.
     """
-    home = source
-    if not _is_adapter(source):
+    adapter, home = is_adapter(source), source
+    if not adapter:
         if (kind := model_type(source)) != "neurolm":
             raise ValueError(f"{source} is a {kind}, which answers nothing: give a NeuroLM, or an adapter of one.")
         for name in NeuroLMConfig.from_pretrained(source).architectures or []:
             if name != NeuroLMForCausalLM.__name__:
                 raise ValueError(f"{source} is a {name}, which reads no questions: give a NeuroLMForCausalLM.")
-        model: Any = NeuroLMForCausalLM.from_pretrained(source)
-    else:
-        try:
-            from peft import AutoPeftModelForCausalLM
-        except ImportError as error:
-            raise ImportError('Adapters need peft: pip install "neurolm_hf[evaluation]"', name="peft") from error
-        model = AutoPeftModelForCausalLM.from_pretrained(source)
-        # an adapter that PEFT alone has saved has neither processor nor config beside it
-        if Path(source).is_dir() and not (Path(source) / "processor_config.json").is_file():
-            home = model.get_base_model().name_or_path
-    processor = NeuroLMProcessor.from_pretrained(home)
+    model: Any = NeuroLMForCausalLM.from_pretrained(source)
+    if adapter:
+        # one that PEFT alone has saved has neither processor nor config beside it
+        home = processor_home(source, model)
+    processor = _processor(home)
     if processor.tokenizer is None:
         raise ValueError(f"{home} has no text tokenizer, without which nothing can be asked.")
     config = NeuroLMConfig.from_pretrained(source) if home == source else None
@@ -132,18 +131,39 @@ def open_set(place: str) -> EvaluationSet:
             "answers, such as Workload."
         )
     rows = load_prepared(folder, split)
-    preparation, summary = read_description(folder)
-    return EvaluationSet(
-        folder=folder,
-        split=split,
-        task=task,
-        rows=rows,
-        fingerprint=summary["fingerprint"],
-        is_published_protocol=split == "test"
-        and preparation["split_rule"] in (None, "published")
-        and _is_shipped(task),
-        notes=list(summary["notes"]),
-    )
+    return EvaluationSet(folder, split, task, rows, *read_description(folder))
+
+
+def doubts_of_subjects(config: NeuroLMConfig | NeuroLMVQConfig, given: EvaluationSet) -> list[str]:
+    """Which people of a set the model has been trained on, in whatever stage, or may have been.
+
+    A subject is the same by its name in sets of the same task and in those of the Temple University; elsewhere the
+    name may be another person's (see `leakage`). No subject is named, for an evaluation is published with the model.
+
+    Args:
+        config: its provenance says whom a training of this package has seen, and so does the neural tokenizer's. A
+            published model may keep the names to itself.
+        given: the set.
+    """
+    asked, trained_on = {str(name) for name in given.rows["subject"]}, set(_subjects_trained_on(config))
+    seen = {(task, name) for task, name in trained_on if name in asked}
+    certain = {name for task, name in seen if task == given.task.name or is_tuh_subject(str(name))}
+    others = {(task, name) for task, name in seen if name not in certain}
+    doubts = []
+    if certain:
+        doubts.append(f"The model was trained on {len(certain)} of these subjects.")
+    if others:
+        tasks, names = (set(parts) for parts in zip(*others, strict=True))
+        doubts.append(
+            f"The model was trained on sets of {', '.join(sorted(tasks))} that share {len(names)} names of subjects "
+            "with this one: they may be the same people."
+        )
+    if unnamed := sorted({task for task, name in trained_on if name is None}):
+        doubts.append(
+            f"The model does not name the subjects of {', '.join(unnamed)} that it was trained on: these may be among "
+            "them."
+        )
+    return doubts
 
 
 def check_recipe(given: EvaluationSet, answering: Answering) -> None:
@@ -152,8 +172,7 @@ def check_recipe(given: EvaluationSet, answering: Answering) -> None:
     Raises:
         ValueError: they are not; the message says in what.
     """
-    preparation, _ = read_description(given.folder)
-    own, extractor = EEGFeatureExtractor(**preparation["recipe"]), answering.processor.feature_extractor
+    own, extractor = EEGFeatureExtractor(**given.preparation["recipe"]), answering.processor.feature_extractor
     if own.recipe_id != extractor.recipe_id:
         raise ValueError(
             f"{given.folder} was prepared by another recipe than that of {answering.source}: "
@@ -161,35 +180,34 @@ def check_recipe(given: EvaluationSet, answering: Answering) -> None:
         )
 
 
-def _is_adapter(source: str) -> bool:
+def _processor(home: str) -> NeuroLMProcessor:
+    """The processor, and no code of a tokenizer that is none of transformers'."""
     try:
-        return find_adapter_config_file(source) is not None
-    except OSError:  # neither a folder nor an id, which `model_type` will say
-        return False
+        return NeuroLMProcessor.from_pretrained(home, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{home} wants to run code of its own for its text tokenizer, which is not done here: save it again with "
+            "a tokenizer of transformers."
+        ) from error
 
 
-def _subjects_tuned_on(provenance: Mapping[str, Any], task: str) -> set[str] | None:
-    """Whom the training saw for a task, where a stage of this package has written the provenance.
+def _subjects_trained_on(config: NeuroLMConfig | NeuroLMVQConfig) -> Iterator[tuple[str, str | None]]:
+    """(task of the set, subject) of all trainings that a model's provenance tells of; None for names left out."""
+    eeg_config: Any = getattr(config, "eeg_config", None)
+    starts = [config.provenance, getattr(eeg_config, "provenance", None)]
+    for provenance in filter(None, starts):
+        yield from _subjects_of_stages(provenance)
 
-    None where the names were left out when the model was published.
-    """
-    subjects: set[str] = set()
+
+def _subjects_of_stages(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Of a training by a script of this package, and of those before it."""
     while provenance:
         data = provenance.get("data")
-        entries = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
-        entries = [one for one in entries if one.get("task") == task]
-        if any("subjects" not in one for one in entries):
-            return None
-        subjects |= {name for one in entries for name in one["subjects"]}
-        # what it was tuned on before it was tuned further
+        for one in data if isinstance(data, list) else []:
+            if isinstance(one, dict):
+                yield from ((str(one.get("task")), name) for name in one.get("subjects", [None]))
+        # what it was trained on before it was trained further
         before = provenance.get("started_from")
         provenance = (before.get("provenance") or {}) if isinstance(before, Mapping) else {}
-    return subjects
-
-
-def _is_shipped(task: Task) -> bool:
-    """Whether a task is one of this package's, unchanged."""
-    try:
-        return load_task(task.name) == task
-    except (ValueError, FileNotFoundError):
-        return False

@@ -93,9 +93,7 @@ def plot_reliability(confidence: ArrayLike, is_right: ArrayLike) -> "Figure":
     figure.set_figheight(4.4)
     axis.plot([0, 1], [0, 1], ":", color=BLACK, linewidth=1.2, label="As sure as right")
     axis.plot(mean, share, "o-", color=BLUE, linewidth=1.6, label="This model")
-    axis.set(
-        ylabel="Share that is right", xlim=(0, 1), ylim=(-0.03, 1.03), xlabel="Probability of the likeliest answer"
-    )
+    axis.set(ylabel="Share that is right", xlim=(0, 1), ylim=(-0.03, 1.03))
     axis.legend(loc="upper left")
     below.bar(edges[:-1], counts, width=1 / RELIABILITY_BINS, align="edge", color=GREEN, edgecolor="white")
     below.set(ylabel="Windows", xlim=(0, 1), xlabel="Probability of the likeliest answer")

@@ -195,11 +195,15 @@ class NeuroLMConfig(PreTrainedConfig):
         classifier_pooling (`str`): what the head of [`NeuroLMForSequenceClassification`] reads: `"last_token"`, the
             language model's last hidden state at the last real token; `"mean"`, their mean over all real tokens;
             `"encoder_mean"`, the mean of the EEG encoder's features over all real patches, without the language model.
+        classifier_prompts (`list[str]`, *optional*): what stands behind the EEG when the head of
+            [`NeuroLMForSequenceClassification`] reads it, one of these texts, as it was trained; `[]` where it was
+            trained on EEG alone, `None` where nobody has said it.
         stage (`str`, *optional*): what the weights have been through: `"tokenizer"` (the tokenizer is trained, the
             language model has never seen EEG), `"pretrained"` (multi-channel autoregression), `"instruction-tuned"`;
             `None` for random weights.
         tasks (`list[dict]`): the tasks of instruction tuning, each with `name`, `question` and `answers` (list of
-            `str` in class order).
+            `str` in class order), and if it says so `window_seconds`, `channels`, `drop_channels` and
+            `unknown_channels` (`"raise"` or `"drop"`).
         provenance (`dict`, *optional*): where the weights come from (source files, hashes, licence, data).
     """
 
@@ -230,6 +234,7 @@ class NeuroLMConfig(PreTrainedConfig):
     freeze_eeg_encoder: bool = True
     channel_initializer_range: float | int = 1.0
     classifier_pooling: Literal["last_token", "mean", "encoder_mean"] = "last_token"
+    classifier_prompts: list[str] | None = None
     stage: Literal["tokenizer", "pretrained", "instruction-tuned"] | None = None
     tasks: list[dict[str, Any]] | None = None
     provenance: dict[str, Any] | None = None

@@ -26,6 +26,7 @@ from .metrics import (
     metrics_of,
 )
 from .pipeline_neurolm import parse_answer
+from .published_protocol import Protocol
 from .scoring import score_rows, true_class
 from .storage import batches_of, load_prepared, row_signal
 from .written_answers import NO_ANSWER, reference_class, reference_scores, write_answers
@@ -80,6 +81,42 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """Metrics of some windows, and of draws of their subjects.
+
+    Attributes:
+        values: name of a metric -> value, None where the windows leave it undefined.
+        draws: name -> (draws,) its value in each draw of subjects, NaN where undefined. Metrics without a value are
+            missing, and all of them where there is one subject only.
+    """
+
+    values: Mapping[str, float | None]
+    draws: Mapping[str, NDArray[np.float64]]
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """Values with their intervals."""
+        return {name: self._score(name) for name in self.values}
+
+    def less(self, other: "Judgement") -> "Judgement":
+        """The differences to another judgement of the same windows: within each draw, subject for subject."""
+        pairs = {name: (value, other.values[name]) for name, value in self.values.items()}
+        values = {name: None if a is None or b is None else a - b for name, (a, b) in pairs.items()}
+        common = self.draws.keys() & other.draws.keys()
+        return Judgement(values, {name: self.draws[name] - other.draws[name] for name in common})
+
+    def _score(self, name: str) -> Score:
+        value, draws = self.values[name], self.draws.get(name)
+        if draws is None:
+            return Score(value)
+        undefined = int(np.isnan(draws).sum())
+        try:
+            return Score(value, *interval_of_draws(draws), undefined)
+        except UndefinedMetricError:
+            return Score(value, undefined_draws=undefined)
+
+
+@dataclass(frozen=True)
 class WrittenAnswers:
     """What the model wrote by itself.
 
@@ -105,10 +142,13 @@ class Result:
         metrics: names, in the order of the tables.
         model, baseline, chance: name of a metric -> score. There is no baseline where none can be fitted, which the
             notes say. Chance knows how frequent each answer is among these windows, and nothing else.
+        difference: the model's score less the baseline's; its intervals are of differences within the same draws of
+            subjects. None without baseline.
         by_subject: of the model, an object a subject: `subject`, `windows`, and the value of each metric, None where
             the subject's windows leave it undefined.
         written: None where the model was not asked to write.
-        published: published figures of the same protocol.
+        protocol: how the windows compare with those that published figures are of.
+        published: figures of a publication whose protocol this is.
         notes: what a reader must know.
     """
 
@@ -122,9 +162,11 @@ class Result:
     metrics: list[str]
     model: dict[str, Score]
     baseline: dict[str, Score] | None
+    difference: dict[str, Score] | None
     chance: dict[str, Score]
     by_subject: list[dict[str, Any]]
     written: WrittenAnswers | None
+    protocol: Protocol
     published: list["PublishedFigures"]
     notes: list[str]
 
@@ -169,7 +211,8 @@ def evaluate_set(
             come from these hard answers. Otherwise all metrics come from the probabilities of the allowed answers.
         batch_size: windows read at a time.
         written_windows: how many the model is also asked to write about, evenly spread over the split; 0: none.
-        published: figures that are shown where the set follows the published protocol and is scored as there.
+        published: figures that are shown where the set is the published one, as far as it can tell, and is scored as
+            there.
 
     Raises:
         ValueError: another recipe, rows that cannot be used, or rows without one of the task's answers.
@@ -189,11 +232,13 @@ def evaluate_set(
         if written_windows:
             written = _written_answers(given, answering, batch_size, written_windows)
     model = judge(windows, probabilities, names)
-    notes += _notes_of_scores(model, windows)
+    notes += _notes_of_scores(model.scores, windows)
     plain, why_not = baseline_of_set(given, windows)
-    if plain is None:
+    baseline = None if plain is None else judge(windows, plain, names)
+    if baseline is None:
         notes.append(f"There is no baseline: {why_not}")
-    same_protocol = as_reference and given.is_published_protocol
+    protocol = given.protocol
+    same_protocol = as_reference and not protocol.departures
     counts = np.bincount(windows.labels, minlength=len(task.classes)).tolist()
     return Result(
         folder=given.folder,
@@ -204,21 +249,23 @@ def evaluate_set(
         windows=dict(zip(task.classes, counts, strict=True)),
         subjects=len(np.unique(windows.subjects)),
         metrics=names,
-        model=model,
-        baseline=None if plain is None else judge(windows, plain, names),
-        chance=judge(windows, np.tile(windows.shares, (len(windows.labels), 1)), names),
+        model=model.scores,
+        baseline=None if baseline is None else baseline.scores,
+        difference=None if baseline is None else model.less(baseline).scores,
+        chance=judge(windows, np.tile(windows.shares, (len(windows.labels), 1)), names).scores,
         by_subject=_by_subject(windows, probabilities, names),
         written=written,
+        protocol=protocol,
         published=[one for one in published if same_protocol and one.task == task.name],
         notes=notes,
     )
 
 
-def judge(windows: Windows, probabilities: NDArray[np.floating], names: Sequence[str]) -> dict[str, Score]:
-    """Scores of whatever has given each window a probability for each answer.
+def judge(windows: Windows, probabilities: NDArray[np.floating], names: Sequence[str]) -> Judgement:
+    """Judges whatever has given each window a probability for each answer.
 
     Args:
-        windows: the truth.
+        windows: the truth. Of the same windows all judgements draw the same subjects.
         probabilities: (windows, answers)
         names: of `metrics.ANSWER_METRICS`.
 
@@ -226,20 +273,13 @@ def judge(windows: Windows, probabilities: NDArray[np.floating], names: Sequence
         ValueError: shapes that do not fit, or a metric that is not for so many answers.
         ImportError: evaluate is missing.
     """
-    several = len(np.unique(windows.subjects)) > 1
-    scores = {}
-    for name, value in _values(windows.labels, probabilities, names).items():
-        if value is None or not several:
-            scores[name] = Score(value)
-            continue
-        metric, of_windows = answer_metric(name, probabilities)
-        draws = draws_over_subjects(metric, windows.labels, of_windows, windows.subjects)
-        undefined = int(np.isnan(draws).sum())
-        try:
-            scores[name] = Score(value, *interval_of_draws(draws), undefined)
-        except UndefinedMetricError:
-            scores[name] = Score(value, undefined_draws=undefined)
-    return scores
+    values = _values(windows.labels, probabilities, names)
+    draws: dict[str, NDArray[np.float64]] = {}
+    if len(np.unique(windows.subjects)) > 1:
+        for name in (name for name, value in values.items() if value is not None):
+            metric, of_windows = answer_metric(name, probabilities)
+            draws[name] = draws_over_subjects(metric, windows.labels, of_windows, windows.subjects)
+    return Judgement(values, draws)
 
 
 def _values(

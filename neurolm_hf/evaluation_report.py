@@ -27,6 +27,7 @@ TITLES = {
     "pr_auc": "AUC-PR",
     "expected_calibration_error": "calibration error",
 }
+DIFFERENCE = "difference: model less baseline"
 UNDEFINED = "–"
 
 
@@ -73,6 +74,8 @@ class Evaluation:
                 "a text without an answer counts as an answer. Compare with published figures only."
             )
         intervals = "In brackets: 95% intervals, drawing whole subjects with replacement, 1000 times."
+        if any(result.difference is not None for result in self.results):
+            intervals += f" {_DIFFERENCE_IS}"
         return f"{how} {intervals} {_CHANCE_KNOWS}\n"
 
     def card_data(self) -> ModelCardData:
@@ -101,15 +104,18 @@ class Evaluation:
     def _scores(self, result: Result, level: str) -> list[str]:
         """Markdown of one result under a heading of a level: scores, notes, what was written."""
         head = ["", *(TITLES[name] for name in result.metrics)]
-        given = {self.name: result.model, BASELINE: result.baseline, CHANCE: result.chance}
+        given = {self.name: result.model, BASELINE: result.baseline}
         rows = [[who, *map(with_interval, scores.values())] for who, scores in given.items() if scores is not None]
+        if result.difference is not None:
+            rows.append([DIFFERENCE, *map(as_difference, result.difference.values())])
+        rows.append([CHANCE, *map(with_interval, result.chance.values())])
         for one in result.published:
             figures = [f"{one.metrics[name]:.3f}" if name in one.metrics else UNDEFINED for name in result.metrics]
             rows.append([f"{one.name}, published ({one.source})", *figures])
         counts = ", ".join(f"{plain_text(answer)} {count:,}" for answer, count in result.windows.items())
         windows = sum(result.windows.values())
         title = f"{level} {plain_text(result.task)}, {result.split}: {windows:,} windows of {result.subjects} subjects"
-        asked = f"> {plain_text(result.question)}\n\nTrue answers: {counts}."
+        asked = f"> {plain_text(result.question)}\n\nTrue answers: {counts}. {result.protocol}"
         parts = [f"{title}\n\n{asked}\n", markdown_table(head, rows)]
         lines = [*map(_one_line, result.notes), *self._about_writing(result)]
         if lines:
@@ -178,6 +184,10 @@ def read_published(path: str | Path) -> list[PublishedFigures]:
     return [read_dataclass(PublishedFigures, one, f"{path}: [{place}]") for place, one in enumerate(content)]
 
 
+_DIFFERENCE_IS = (
+    "The difference is taken within each draw, on the same subjects: where its interval holds 0, these subjects do "
+    "not tell model and baseline apart."
+)
 _CHANCE_KNOWS = "Chance always gives each answer the share of windows that it is true of."
 
 
@@ -185,6 +195,12 @@ def with_interval(score: Score) -> str:
     """A score as tables show it."""
     interval = "" if score.low is None or score.high is None else f" ({score.low:.2f} to {score.high:.2f})"
     return _figure(score.value) + interval
+
+
+def as_difference(score: Score) -> str:
+    """A difference of scores as tables show it, with its sign."""
+    interval = "" if score.low is None or score.high is None else f" ({score.low:+.2f} to {score.high:+.2f})"
+    return (UNDEFINED if score.value is None else f"{score.value:+.3f}") + interval
 
 
 def _figure(value: float | None) -> str:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from .channels_neurolm import KeptChannel, UnknownChannels, clean_name, join_words, resolve_montage, resolve_rows
+from .checks_neurolm import PLAUSIBLE_MICROVOLTS, InputChecks, robust_amplitude, unit_advice
 from .figures import BLUE, STYLE, VERMILION
-from .processing_neurolm import PLAUSIBLE_MICROVOLTS, InputChecks, robust_amplitude, unit_advice
 from .reading_neurolm import (
     PathOrStr,
     excluded_rows,

@@ -165,6 +165,11 @@ def describe_leaks(leaks: Sequence[Leak]) -> str:
     return "\n".join(lines)
 
 
+def is_tuh_subject(name: str) -> bool:
+    """Whether a subject is one of the Temple University corpora, who is called the same in all of them."""
+    return _TUH_SUBJECT.fullmatch(name) is not None
+
+
 def _subjects_of_recordings(folder: Path) -> set[tuple[str, str]]:
     """(recording, subject) of the rows of a split; no other column is read."""
     try:
@@ -215,7 +220,7 @@ def _recordings_in_both(
             for other in by_name.get(file.name, []):
                 same_size = file.bytes is not None and file.bytes == other.bytes
                 reason = "the same file name and size" if same_size else "the same file name"
-                certain = same_archive or same_size or _is_tuh(file.subject)
+                certain = same_archive or same_size or is_tuh_subject(file.subject)
                 yield Leak("recording", "certain" if certain else "possible", file.key, other.key, *sides, reason)
 
 
@@ -234,7 +239,7 @@ def _subjects_in_both(
     seen, others = trained.recordings[trained_split], tested.recordings[tested_split]
     subjects, other_subjects = _subjects(seen), _subjects(others)
     for subject in sorted(subjects & other_subjects):
-        grade = _certain(trained, within) if same_archive or _is_tuh(subject) else "possible"
+        grade = _certain(trained, within) if same_archive or is_tuh_subject(subject) else "possible"
         reason = "the same subject" if grade != "possible" else "the same name for a subject, maybe of another person"
         yield Leak("subject", grade, subject, subject, *sides, reason)
     if not within:  # in one set, names are written and derived in one way
@@ -267,7 +272,3 @@ def _without_writing(subject: str) -> str:
 
 def _certain(prepared: PreparedSet, within: bool) -> Grade:
     return "declared" if within and not prepared.by_subject else "certain"
-
-
-def _is_tuh(subject: str) -> bool:
-    return _TUH_SUBJECT.fullmatch(subject) is not None

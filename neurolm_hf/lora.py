@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
+from .configuration_neurolm import NeuroLMConfig
 from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMForSequenceClassification
 from .processing_neurolm import NeuroLMProcessor
 
@@ -95,9 +96,29 @@ def save_beside_adapter(model: Adaptable, processor: NeuroLMProcessor, folder: s
 
     With them the folder opens as a model does, by `AutoModelForCausalLM` or `pipeline`, and says what it was taught.
     """
-    custom_object_save(model, folder, config=model.config)
+    custom_object_save(model, folder, config=model.config)  # type: ignore[arg-type]  # it takes configs
     model.config.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def merged_classifier(source: str) -> NeuroLMForSequenceClassification:
+    """A classifier's adapter, merged into the model that it belongs to.
+
+    PEFT alone builds the head that the base model's config knows of, which has other classes or none. Here it is the
+    config beside the adapter that says them: `model.config.save_pretrained(folder)` has written it.
+
+    Args:
+        source: folder or Hub id of the adapter.
+
+    Raises:
+        OSError: the config, the adapter or its model cannot be read.
+    """
+    adapter = PeftConfig.from_pretrained(source)
+    base = NeuroLMForSequenceClassification.from_pretrained(
+        adapter.base_model_name_or_path, revision=adapter.revision, config=NeuroLMConfig.from_pretrained(source)
+    )
+    merged: Any = PeftModel.from_pretrained(base, source)
+    return merged.merge_and_unload()
 
 
 def _linear_layers(model: Adaptable) -> dict[str, nn.Module]:

@@ -183,7 +183,8 @@ def _what_it_is(model: ModelFolder, options: CardOptions) -> Iterator[str]:
 
 
 def _sizes(model: ModelFolder) -> str:
-    numbers = f"It has {model.parameters():,} weights"
+    count = model.parameters()
+    numbers = f"It has {count:,} weights" if count else "Its weights are not in this folder"
     if model.adapter is not None or not model.config:
         return f"{numbers}."
     tokenizer = model.config if model.is_neural_tokenizer else model.config["eeg_config"]
@@ -310,7 +311,7 @@ def _validation(results: Mapping[str, Any]) -> Iterator[str]:
     if results.get("best_checkpoint"):
         chosen = ", by which the checkpoint was chosen: they flatter it"
     yield f"On the validation windows while training{chosen}; without intervals:\n"
-    rows = [[plain_text(name.removeprefix("eval_")), f"{value:.4g}"] for name, value in figures.items()]
+    rows = [[plain_text(name.removeprefix("eval_")), f"{value:.4g}"] for name, value in sorted(figures.items())]
     yield markdown_table(["", "value"], rows)
 
 

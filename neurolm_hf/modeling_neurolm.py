@@ -994,18 +994,18 @@ class NeuroLMPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the EEG encoder is frozen again, which loading undoes.
 
-        An adapter opens with the model it belongs to, and knows the tasks that it was tuned on: those of the config
-        in its own folder or repository, where there is one.
+        An adapter opens with the model it belongs to, and with the tasks or classes that it was tuned on: those of the
+        config in its own folder or repository, where there is one.
 
         Raises:
             ImportError: an adapter, without peft.
         """
         name = _model_of_adapter(pretrained_model_name_or_path, kwargs)
+        adapter_kwargs = kwargs.get("adapter_kwargs") or {}
+        if adapter_kwargs.get("_adapter_model_path") is not None:
+            _take_what_adapter_says(kwargs, **adapter_kwargs)
         loaded = super().from_pretrained(name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if getattr(model, "peft_config", None):
-            adapter_options = kwargs.get("adapter_kwargs") or {}
-            _take_tasks(model.config, adapter_options.get("_adapter_model_path", name), kwargs)
         model.freeze_eeg_encoder()
         return loaded
 
@@ -2153,14 +2153,26 @@ def _model_of_adapter(name: Any, options: dict[str, Any]) -> Any:
         return json.load(file)["base_model_name_or_path"]
 
 
-def _take_tasks(config: NeuroLMConfig, adapter: str, options: dict[str, Any]) -> None:
-    """Puts into the model's config what the adapter was taught; PEFT alone saves nothing about that."""
+def _take_what_adapter_says(
+    options: dict[str, Any], _adapter_model_path: str, revision: str | None = None, **adapter_kwargs: Any
+) -> None:
+    """Lets the model be built with what the adapter was taught, where a config beside it tells of that.
+
+    transformers reads the config of the model that an adapter belongs to, unless it is the adapter's folder it was
+    told to open.
+    """
     places = {name: options[name] for name in ("cache_dir", "local_files_only", "token") if name in options}
-    revision = (options.get("adapter_kwargs") or {}).get("revision")
-    found = cached_file(adapter, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, **places)
-    if found is not None:
-        taught = type(config).from_json_file(found)
-        config.update({name: getattr(taught, name) for name in ("stage", "tasks", "provenance")})
+    found = cached_file(
+        _adapter_model_path, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, **places
+    )
+    config = options.get("config")
+    if found is not None and config is None:
+        options["config"] = found
+    elif found is not None:
+        taught = NeuroLMConfig.from_json_file(found)
+        of_head = ("id2label", "label2id", "problem_type", "classifier_pooling", "classifier_prompts")
+        for name in ("stage", "tasks", "provenance", *of_head):
+            setattr(config, name, getattr(taught, name))
 
 
 def positions_from_blocks(real: torch.Tensor, mm_token_type_ids: torch.Tensor | None) -> torch.Tensor:

@@ -136,7 +136,8 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 @media print { :root { color-scheme: light; --text: #000; --soft: #333; --line: #bbb; --rule: #555; --page: #fff;
   --warning: #a13300; } body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
   h2, caption { break-after: avoid; } .numbers td { white-space: nowrap; }
-  img { max-height: 11.5cm; width: auto; margin: 0 auto; } .scroll { overflow: visible; } }
+  section > p { break-before: avoid; break-after: avoid; } th, td { padding: .15rem .5rem; }
+  img { max-height: 10.8cm; width: auto; margin: 0 auto; } .scroll { overflow: visible; } }
 """
 PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -52,14 +52,22 @@ class EEGAnswers(list):
             import pandas
         except ImportError as error:
             raise ImportError("A table needs pandas: pip install pandas", name="pandas") from error
-        return pandas.DataFrame(self._rows(), columns=self._columns())
+        return pandas.DataFrame(self.rows(), columns=self._columns())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of that table: a dict a window, in which no value is a dict."""
+        rows = []
+        for window in self:
+            row = {name: value for name, value in window.items() if name != "probabilities"}
+            rows.append(row | {f"p({name})": value for name, value in window.get("probabilities", {}).items()})
+        return rows
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """The same table as a CSV file."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns())
             writer.writeheader()
-            writer.writerows(self._rows())
+            writer.writerows(self.rows())
 
     def annotate(self, raw: Any) -> None:
         """Adds an annotation for each window to the `mne.io.Raw` that was asked about, so that its browser shows them.
@@ -90,14 +98,7 @@ class EEGAnswers(list):
         return f"{window['answer']} {window['probabilities'][window['answer']]:.2f}"
 
     def _columns(self) -> list[str]:
-        return list(self._rows()[0]) if self else ["start", "end", "answer"]
-
-    def _rows(self) -> list[dict[str, Any]]:
-        rows = []
-        for window in self:
-            row = {name: value for name, value in window.items() if name != "probabilities"}
-            rows.append(row | {f"p({name})": value for name, value in window.get("probabilities", {}).items()})
-        return rows
+        return list(self.rows()[0]) if self else ["start", "end", "answer"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
@@ -193,7 +194,8 @@ def load_classifier(
 ) -> tuple[NeuroLMForSequenceClassification | NeuroLMVQForSequenceClassification, NeuroLMProcessor]:
     """A NeuroLM of any stage, or a neural tokenizer, with a head for these classes, and its processor.
 
-    The head is new, and transformers says so, unless the source is a classifier of the same classes.
+    The head is new, and transformers says so, unless the source is a classifier of the same classes. An adapter (LoRA)
+    of a classifier, with the classifier's config beside it, is merged into its model.
 
     Args:
         source: folder or Hub id.
@@ -201,11 +203,19 @@ def load_classifier(
         pooling: `NeuroLMConfig.classifier_pooling`; None is the source's own. A neural tokenizer has none.
 
     Raises:
-        ValueError: it is something else, a classifier of other classes or another pooling, or a neural tokenizer with
-            a pooling.
+        ValueError: it is something else, a classifier of other classes or another pooling, a neural tokenizer with a
+            pooling, or an adapter of a language model or without a config.
         OSError: it cannot be read.
+        ImportError: an adapter, without peft.
     """
-    _check_no_adapter(source)
+    adapter = is_adapter(source)
+    if adapter and not is_classifier(source):
+        _check_no_adapter(source)
+    if adapter and Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ValueError(
+            f"{source} is an adapter without its classifier's config, which names the classes: write it there with "
+            "model.config.save_pretrained."
+        )
     kind = model_type(source)
     if kind not in ("neurolm", "neurolm_vq"):
         raise ValueError(f"{source} is a {kind}: give a NeuroLM, or a neural tokenizer as scripts/train_vq.py makes.")
@@ -222,19 +232,44 @@ def load_classifier(
     if kind == "neurolm_vq":
         tokenizer = NeuroLMVQForSequenceClassification.from_pretrained(source, **fields)
         return tokenizer, NeuroLMProcessor(EEGFeatureExtractor.from_pretrained(source))
+    if adapter:
+        model = _merged_classifier(source)
+        return model, NeuroLMProcessor.from_pretrained(processor_home(source, model))
     if pooling is not None:
         fields["classifier_pooling"] = pooling
     return NeuroLMForSequenceClassification.from_pretrained(source, **fields), NeuroLMProcessor.from_pretrained(source)
 
 
 def is_classifier(source: str) -> bool:
-    """Whether a folder or Hub id holds a model that was saved with a classifier's head.
+    """Whether a folder or Hub id holds a model that was saved with a classifier's head, or the adapter of one.
 
     Raises:
         OSError: it cannot be read.
     """
+    if is_adapter(source):
+        return _adapter_settings(source).get("task_type") == "SEQ_CLS"
     names = PreTrainedConfig.get_config_dict(source)[0].get("architectures") or ()
     return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a folder or Hub id holds an adapter; not so where there is no such folder or id."""
+    try:
+        return find_adapter_config_file(source) is not None
+    except OSError:
+        return False
+
+
+def processor_home(source: str, model: PreTrainedModel) -> str:
+    """Where the processor of an adapter is: beside it, or beside the model that it belongs to.
+
+    Args:
+        source: folder or Hub id of the adapter.
+        model: the model it belongs to; PEFT alone saves no processor.
+    """
+    if Path(source).is_dir() and not (Path(source) / "processor_config.json").is_file():
+        return str(model.name_or_path)
+    return source
 
 
 def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -294,6 +329,21 @@ _DECIDING_FILES = (
 def _check_no_adapter(source: str) -> None:
     if (Path(source) / "adapter_config.json").is_file():
         raise ValueError(f"{source} is an adapter: merge it into its model (--save-merged), or start from that model.")
+
+
+def _adapter_settings(source: str) -> dict[str, Any]:
+    """What PEFT has written beside an adapter's weights."""
+    content: dict[str, Any] = json.loads(Path(str(find_adapter_config_file(source))).read_text(encoding="utf-8"))
+    return content
+
+
+def _merged_classifier(source: str) -> NeuroLMForSequenceClassification:
+    """`lora.merged_classifier`, which needs PEFT."""
+    try:
+        from .lora import merged_classifier
+    except ImportError as error:
+        raise ImportError('Adapters need peft: pip install "neurolm_hf[evaluation]"', name="peft") from error
+    return merged_classifier(source)
 
 
 def _text_config(source: str) -> Any:

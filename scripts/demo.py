@@ -37,6 +37,7 @@ from transformers import (
     set_seed,
 )
 
+from neurolm_hf import __version__
 from neurolm_hf.baseline import baseline_probabilities
 from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
 from neurolm_hf.configuration_neurolm import NeuroLMVQConfig
@@ -51,6 +52,7 @@ from neurolm_hf.figures import (
 )
 from neurolm_hf.lora import add_adapter, save_beside_adapter
 from neurolm_hf.metrics import auroc, balanced_accuracy, interval_over_subjects
+from neurolm_hf.model_card import write_model_card
 from neurolm_hf.modeling_neurolm import NeuroLMForCausalLM, NeuroLMVQModel
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
@@ -116,22 +118,24 @@ def main(arguments: DemoArguments) -> None:
     processor = NeuroLMProcessor(feature_extractor, train_text_tokenizer(texts, vocab_size=768))
     model = build_language_model(vq, processor, arguments)
     pretrain(model, processor, data, texts, arguments, losses)
-    model.config.stage = "pretrained"
+    provenance = {
+        "made_by": f"demo.py of neurolm_hf {__version__}",
+        "recordings": "simulated" if arguments.recordings is None else arguments.recordings.name,
+        "seed": arguments.seed,
+        "data": [{"folder": "windows", "task": task.name, "subjects": data.split["train"]}],
+    }
+    model.config.update({"stage": "pretrained", "provenance": provenance})
     model.save_pretrained(arguments.output / "base")
     processor.save_pretrained(arguments.output / "base")
 
     announce("4/6  Instruction tuning with LoRA")
     model = instruction_tune(model, processor, task, data, arguments, losses)
-    provenance = {
-        "made_by": "scripts/demo.py of neurolm_hf",
-        "recordings": "simulated" if arguments.recordings is None else arguments.recordings.name,
-        "training_subjects": data.split["train"],
-        "seed": arguments.seed,
-    }
-    model.config.update({"stage": "instruction-tuned", "tasks": [task.config_entry()], "provenance": provenance})
+    model.config.update({"stage": "instruction-tuned", "tasks": [task.config_entry()]})
     model.save_pretrained(arguments.output / "model")
     processor.save_pretrained(arguments.output / "model")
     save_beside_adapter(model, processor, arguments.output / "adapter")
+    for name in ("base", "model", "adapter"):
+        write_model_card(arguments.output / name)
 
     announce("5/6  Answers about held-out subjects")
     # what is scored is what was saved, opened as a user would

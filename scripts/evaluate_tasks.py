@@ -9,7 +9,8 @@ Several tasks, each on the split that stands behind its colon (without one: test
         --data prepared/tuab prepared/hmc:validation prepared/workload
 
 Scored as the authors' code does, to stand beside their figures: answers that the model writes, read by word position.
-Figures of a publication stand in the table where the windows are those of the published split:
+Figures of a publication stand in the table where the set is the published one as far as it can tell (task, split,
+recipe, no recording that failed, number of windows); otherwise the page says in what it differs:
     python scripts/evaluate_tasks.py --model runs/neurolm-b --data prepared/tuab --as-reference \\
         --published figures.json --output-dir results-as-reference
 figures.json is yours: [{"name": "...", "source": "...", "task": "TUAB", "metrics": {"balanced_accuracy": 0.5}}]
@@ -17,7 +18,8 @@ figures.json is yours: [{"name": "...", "source": "...", "task": "TUAB", "metric
 Every window gets a probability for each answer of its task; all metrics come from these (accuracy, balanced accuracy,
 Cohen's kappa, weighted F1, expected calibration error; AUROC and AUC-PR of two answers), with 95% intervals that draw
 whole subjects. The baseline, logistic regression on the log power of five bands, is fitted on the train split of the
-same set. Beside that the model writes freely about some windows, and the share of texts that are no answer is told.
+same set; the difference to it has an interval of its own, from the same draws. Beside that the model writes freely
+about some windows, and the share of texts that are no answer is told.
 OUTPUT_DIR gets results.json, results.md, and model-index.yaml for the head of a model card.
 Exit status: 0 finished, 1 failed, 2 wrong usage.
 """

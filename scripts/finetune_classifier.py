@@ -19,10 +19,10 @@ they hold anything):
         --learning-rate 1e-2 --train-data prepared/mine --output-dir runs/classifier
 
 Prepared sets (scripts/prepare_data.py) may be several, of tasks with the same answers, which name the classes in
-config.json. Stopped or killed, the same command goes on from the last checkpoint. At the end --output-dir holds the
-model and its processor (AutoModelForSequenceClassification and AutoProcessor open them with trust_remote_code=True)
-and training.json; scripts/evaluate_classifier.py judges it on the test split. For several labels a window and for
-regression, give the same classes of model to your own Trainer.
+config.json; it also keeps the questions behind the EEG. Stopped or killed, the same command goes on from the last
+checkpoint. At the end --output-dir holds the model and its processor (AutoModelForSequenceClassification and
+AutoProcessor open them with trust_remote_code=True) and training.json; scripts/evaluate_classifier.py judges it on the
+test split. For several labels a window and for regression, give the same classes of model to your own Trainer.
 Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving.
 """
 
@@ -98,7 +98,7 @@ def run(options: ClassifierOptions, args: StageTrainingArguments, recipe: str | 
     """The training from its data to its files. Returns the exit status."""
     data = open_sets(options, args, with_tasks=True)
     set_seed(args.seed)
-    model, processor = starting_model(options, common_answers(data.tasks))
+    model, processor = starting_model(options, data.tasks)
     check_recipe(data, processor.feature_extractor, str(options.model))
     before = model.config.provenance
     question = max(len(prompt_ids(processor.tokenizer, task)) for task in data.tasks) if options.with_question else 0
@@ -140,16 +140,22 @@ def common_answers(tasks: Sequence[Task]) -> tuple[str, ...]:
     return first.classes
 
 
-def starting_model(options: ClassifierOptions, classes: Sequence[str]) -> tuple[Any, NeuroLMProcessor]:
-    """The model with its head, frozen where it is not to be trained, and its processor."""
+def starting_model(options: ClassifierOptions, tasks: Sequence[Task]) -> tuple[Any, NeuroLMProcessor]:
+    """The model with its head, frozen where it is not to be trained, and its processor.
+
+    What will stand behind the EEG is written into its config, so that every checkpoint says how it is to be asked.
+    """
     model: Any
-    model, processor = load_classifier(str(options.model), classes, options.pooling)
+    model, processor = load_classifier(str(options.model), common_answers(tasks), options.pooling)
     if options.with_question and processor.tokenizer is None:
         raise ValueError(f"{options.model} has no text tokenizer to write a question with: leave --with-question out.")
     if not hasattr(model, "freeze_eeg_encoder"):  # of a neural tokenizer
         if not options.tune_eeg_encoder:
             model.encoder.requires_grad_(False)
-    elif options.tune_eeg_encoder:
+        return model, processor
+    prompts = {task.prompt() for task in tasks} if options.with_question else set()
+    model.config.classifier_prompts = sorted(prompts)
+    if options.tune_eeg_encoder:
         model.config.freeze_eeg_encoder = False
         model.model.eeg_encoder.requires_grad_(True)
         model.freeze_eeg_encoder()

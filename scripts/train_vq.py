@@ -112,6 +112,7 @@ def run(options: VQOptions, args: StageTrainingArguments, recipe: str | None) ->
     keep_evaluation_out_of_warmup(options, args, data)
     set_seed(args.seed)
     model = starting_model(options, data)
+    before = bare_tokenizer(model).config.provenance
     texts: dict[str, Any] = {}
     if options.text_model is not None:
         tokenizer = read_text_tokenizer(options.text_tokenizer or options.text_model)
@@ -143,7 +144,7 @@ def run(options: VQOptions, args: StageTrainingArguments, recipe: str | None) ->
         model.eval()
         rows = training_set(data, options, args)
         standardize_features(bare_tokenizer(model), batches(rows, plain, model.device))
-    start = {"vq": options.vq, "text_model": options.text_model}
+    start = {"vq": options.vq, "text_model": options.text_model, "provenance": before}
     source = provenance(__file__, trainer, data, recipe, start)
     bare_tokenizer(model).config.provenance = model.config.provenance = source
     # the processor of all stages, so that the tokenizer opens as they do

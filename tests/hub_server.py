@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub
 import yaml
 
 
@@ -92,6 +93,15 @@ class Hub:
         self.break_commits = False
         self.lock = threading.Lock()
         self.endpoint = self.storage = ""
+
+    def open_to_this_process(self, monkeypatch, cache):
+        """Lets huggingface_hub in this process take the stand-in, and a cache of its own, for the Hub."""
+        constants = huggingface_hub.constants
+        url = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, self.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
     def store(self, content):
         (self.blobs / hashlib.sha256(content).hexdigest()).write_bytes(content)

@@ -16,9 +16,10 @@ from stage_folders import (
 )
 from test_lora import stir
 
-from neurolm_hf import NeuroLMForCausalLM, NeuroLMProcessor
-from neurolm_hf.answering import check_recipe, open_model, open_set
+from neurolm_hf import NeuroLMForCausalLM, NeuroLMProcessor, NeuroLMVQConfig
+from neurolm_hf.answering import check_recipe, doubts_of_subjects, open_model, open_set
 from neurolm_hf.lora import add_adapter, lora_config
+from neurolm_hf.published_protocol import PUBLISHED_WINDOWS
 from neurolm_hf.scoring import score_rows
 from neurolm_hf.tasks import load_task
 
@@ -80,19 +81,17 @@ def test_a_set_is_of_the_split_behind_its_colon(folders):
     assert sets["test"].task == WORKLOAD
 
 
-def test_the_published_protocol(folders, tmp_path):
+def test_the_published_protocol(folders, tmp_path, monkeypatch):
     folder = str(folders["workload"])
-    assert open_set(folder).is_published_protocol
-    assert not open_set(f"{folder}:validation").is_published_protocol
-    for name, changes in (("split", {"split_rule": "subject"}), ("other", {"task_file": {"notch_hz": 60}})):
-        copy = write_sets(tmp_path / name, splits={"test": 2})
-        file = copy / "preparation.json"
-        made = json.loads(file.read_text())
-        made |= {key: {**made[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
-        file.write_text(json.dumps(made))
-        assert not open_set(str(copy)).is_published_protocol
+    assert open_set(folder).protocol.departures == ["the set has another number of windows"]
+    monkeypatch.setitem(PUBLISHED_WINDOWS, "Workload", 18)
+    given = open_set(folder)
+    assert given.protocol.departures == []
+    assert open_set(f"{folder}:validation").protocol.departures
+    # it is the rows at hand that count
+    assert dataclasses.replace(given, rows=given.rows.select([0])).protocol.departures
     own = write_prepared(tmp_path / "own", [("a.edf", "a", "test")], name="Mine")
-    assert not open_set(str(own)).is_published_protocol
+    assert open_set(str(own)).protocol.departures
 
 
 def test_sets_that_cannot_be_evaluated(folders, tmp_path):
@@ -133,18 +132,39 @@ def test_subjects_whom_the_model_was_tuned_on(folders):
     for task, subjects, doubts in (
         ("Workload", ["train0", "test2", "test0"], 1),
         ("Workload", ["train0"], 0),
-        ("HMC", ["test0"], 0),
+        ("HMC", ["train0"], 0),
     ):
         tuned.config.provenance = {"data": [{"task": task, "subjects": subjects}]}
         assert len(tuned.doubts(given)) == doubts
     tuned.config.provenance = {"data": [{"task": "Workload", "subjects": ["test2", "test0"]}]}
-    assert tuned.doubts(given)[0].endswith("was tuned on 2 of these subjects.")
-    # tuned on with another task
+    assert tuned.doubts(given)[0] == "The model was trained on 2 of these subjects."
+    # trained on before that
     tuned.config.provenance = {"data": [], "started_from": {"provenance": tuned.config.provenance}}
-    assert tuned.doubts(given)[0].endswith("was tuned on 2 of these subjects.")
+    assert tuned.doubts(given)[0] == "The model was trained on 2 of these subjects."
     # a published model may keep the names to itself
     tuned.config.provenance = {"data": [{"task": "Workload", "subject_count": 3}]}
-    assert tuned.doubts(given)[0].startswith("The model does not name the subjects")
+    assert tuned.doubts(given)[0].startswith("The model does not name the subjects of Workload")
+
+
+def test_subjects_of_other_sets_and_of_the_neural_tokenizer(folders):
+    given, tuned = open_set(str(folders["workload"])), open_model(str(folders["tuned"]))
+    data = [{"task": "Corpus", "subjects": ["test0", "test1"]}, {"task": "Workload", "subjects": ["test1"]}]
+    tuned.config.provenance = {"data": data[:1]}
+    (doubt,) = tuned.doubts(given)
+    assert doubt == (
+        "The model was trained on sets of Corpus that share 2 names of subjects with this one: they may be the same "
+        "people."
+    )
+    tuned.config.provenance = None
+    tuned.config.eeg_config.provenance = {"data": data}
+    certain, possible = tuned.doubts(given)
+    assert certain == "The model was trained on 1 of these subjects."
+    assert "share 1 names of subjects" in possible
+    # a tokenizer by itself; subjects of the Temple University are the same in all of its corpora
+    named = given.rows.map(lambda row: {**row, "subject": "aaaaabcd"}).with_format("numpy")
+    config = NeuroLMVQConfig(provenance={"data": [{"task": "TUEG", "subjects": ["aaaaabcd"]}]})
+    (doubt,) = doubts_of_subjects(config, dataclasses.replace(given, rows=named))
+    assert doubt == "The model was trained on 1 of these subjects."
 
 
 def test_what_answers_nothing(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""Released checkpoints to folders: every tensor accounted for, both ways, and the script as its users run it."""
+"""Released checkpoints to folders: every tensor accounted for, both ways."""
 
 import json
 import os
@@ -9,18 +9,15 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from golden import PARITY, golden, patches, prompt_of, recording
+from golden import PARITY, golden, prompt_of, recording
 from safetensors.torch import load_file
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoProcessor
 
-from neurolm_hf import NeuroLMForCausalLM, NeuroLMVQForPreTraining, NeuroLMVQModel
+from neurolm_hf import NeuroLMForCausalLM, NeuroLMVQModel
 from neurolm_hf.conversion import convert_neurolm, convert_vq
-from neurolm_hf.processing_neurolm import build_text_tokenizer, train_text_tokenizer
-from scripts.convert_checkpoint import main
+from neurolm_hf.processing_neurolm import build_text_tokenizer
 
 
 REPOSITORY = Path(__file__).parents[1]
-SCRIPT = REPOSITORY / "scripts" / "convert_checkpoint.py"
 GPT2 = REPOSITORY.parent / "shared" / "gpt2"
 VQ, NEUROLM = PARITY / "VQ.pt", PARITY / "NeuroLM-base.pt"
 
@@ -39,38 +36,6 @@ def write(folder, source, change, name=None):
     path = folder / (name or source.name)
     torch.save(content, path)
     return path
-
-
-def run(*arguments):
-    """The script in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [str(part) for part in (sys.executable, SCRIPT, *arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def fail(capsys, *arguments):
-    """What the script says on stderr when it cannot convert; one line."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    message = stop.value.code
-    assert isinstance(message, str), f"usage error: {capsys.readouterr().err}"
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    return message
-
-
-@pytest.fixture(scope="module")
-def bpe_folder(tmp_path_factory):
-    """GPT-2's two files, of 509 words as the golden checkpoints have them, trained on the sources of this project."""
-    texts = [path.read_text() for path in (REPOSITORY / "neurolm_hf").glob("*.py")]
-    tokenizer = train_text_tokenizer(texts, vocab_size=512)
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    words = {word: index for word, index in tokenizer.get_vocab().items() if index < 509}
-    folder = tmp_path_factory.mktemp("bpe")
-    (folder / "encoder.json").write_text(json.dumps(words))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    (folder / "vocab.bpe").write_text("\n".join(["#version: 0.2", *merges]))
-    return folder
 
 
 # --- every tensor ----------------------------------------------------------------------------------------------------
@@ -301,7 +266,8 @@ def test_peak_memory(released_files, tmp_path, parts):
     """The whole process, imports included, stays below three times the checkpoint, the larger one of two."""
     options = {"VQ": "--vq", "NeuroLM-B": "--neurolm"}
     arguments = [argument for part in parts for argument in (options[part], str(released_files[part]))]
-    command = [sys.executable, str(SCRIPT), *arguments, "--text-tokenizer", "none", "--output", str(tmp_path / "out")]
+    arguments += ["--text-tokenizer", "none", "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "neurolm_hf", "convert", *arguments]
     # from a small process in between: a child's peak begins with what its parent held when it was started
     measure = "import resource as r, subprocess as s, sys; s.run(sys.argv[1:], check=True, stdout=sys.stderr)"
     measure += "; print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss)"
@@ -344,11 +310,7 @@ def released_files(tmp_path_factory):
         path.unlink()
 
 
-# --- the script ------------------------------------------------------------------------------------------------------
-
-
-def assert_golden_codes(codes, index):
-    assert torch.equal(codes[0], golden("tokenizer_single_outputs")[f"{index}.codes"])
+# --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
 def assert_golden_logits(model, index):
@@ -356,155 +318,6 @@ def assert_golden_logits(model, index):
         logits = model(input_ids=prompt_of("base", index, model.config.eeg_token_id), **recording(index)).logits
     expected = golden("neurolm_base_outputs")[f"single.{index}.logits"]
     assert float((logits - expected).abs().max()) <= 1e-5
-
-
-def test_script_converts_the_tokenizer_alone(tmp_path):
-    done = run("--vq", VQ, "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "missing: everything with text" in done.stdout
-    model = AutoModel.from_pretrained(tmp_path / "out")
-    assert type(model) is NeuroLMVQModel
-    assert_golden_codes(model.encode(**recording(0)).codes, 0)
-    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
-    assert (extractor.sampling_rate, extractor.max_seconds) == (200, 64)
-    assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer is None
-    with_adversary = NeuroLMVQForPreTraining.from_pretrained(tmp_path / "out")
-    expected = torch.load(VQ, weights_only=True)["model"]["domain_classifier.0.weight"]
-    assert torch.equal(with_adversary.alignment_classifier[0].weight, expected)
-
-
-def test_script_converts_the_language_model_alone(tmp_path):
-    done = run("--neurolm", NEUROLM, "--text-tokenizer", "none", "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "missing: VQ tokens" in done.stdout
-    assert "missing: the text tokenizer" in done.stdout
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert model.config.eeg_token_id == 511
-    assert_golden_logits(model, 1)
-    with pytest.raises(ValueError, match="no codebook"):
-        model.get_eeg_codes(**recording(1))
-
-
-def test_script_converts_both_without_text(tmp_path):
-    done = run("--vq", VQ, "--neurolm", NEUROLM, "--text-tokenizer", "none", "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert model.config.eeg_token_id == 511
-    assert model.config.stage == "pretrained"
-    assert model.generation_config.suppress_tokens == [509, 510, 511]
-    assert_golden_codes(model.get_eeg_codes(**recording(2)), 2)
-    assert_golden_logits(model, 2)
-    provenance = model.config.provenance
-    assert provenance["neurolm"].keys() >= {"file", "sha256", "licence"}
-    assert provenance["vq"]["file"] == "VQ.pt"
-    assert len(provenance["vq"]["sha256"]) == 64
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert not {name for name in files if "tokenizer" in name or name.endswith((".pt", ".bin"))}
-
-
-def test_script_converts_both_with_text(tmp_path, bpe_folder):
-    options = ["--stage", "instruction-tuned", "--tasks", "Workload", "--pad-to-patches", 36]
-    output = ["--text-tokenizer", bpe_folder, "--output", tmp_path / "out"]
-    done = run("--vq", VQ, "--neurolm", NEUROLM, *options, *output)
-    assert done.returncode == 0, done.stderr
-    assert "missing" not in done.stdout
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    assert model.config.stage == "instruction-tuned"
-    assert [task["name"] for task in model.config.tasks] == ["Workload"]
-    assert model.config.eeg_token_id == processor.tokenizer.convert_tokens_to_ids("<|eeg|>") == 510
-    assert model.generation_config.suppress_tokens == [509, 510, 511]
-    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id == 508
-    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id == 511
-    # the reference's padded numbers, through the processor's own padding
-    facts = json.loads((PARITY / "inputs.json").read_text())["recordings"][1]
-    processor.feature_extractor.do_filter = processor.feature_extractor.do_notch = False
-    inputs = processor(
-        eeg=golden("inputs")["raw_uv.1"].numpy(),
-        text="[SEP]Is it? Answer:",
-        ch_names=facts["ch_names"],
-        sampling_rate=200,
-        unit="uV",
-        return_tensors="pt",
-    )
-    eeg = {name: values for name, values in inputs.items() if name in ("input_values", *recording(1, padded=True))}
-    codes = model.get_eeg_codes(**eeg)
-    assert torch.equal(codes[0, : patches(1)], golden("tokenizer_outputs")["eval.codes"][1, : patches(1)])
-    assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
-
-
-def test_script_says_what_is_wrong(tmp_path):
-    """In a process of its own: one line on stderr, no trace, and an exit status."""
-    done = run("--vq", NEUROLM, "--output", tmp_path / "out")
-    assert done.returncode == 1
-    assert done.stderr == f"error: {NEUROLM}: holds no neural tokenizer, this is not a VQ.pt.\n"
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give --vq, --neurolm or both"),
-        (["--neurolm", NEUROLM, "--tasks", "Workload"], "--tasks are those of --stage instruction-tuned"),
-        (["--vq", VQ, "--stage", "instruction-tuned"], "--stage is the language model's"),
-        (["--vq", VQ, "--pad-to-patches", "0"], "must be at least 1"),
-        (["--vq", VQ, "--stage", "finished"], "invalid choice"),
-    ],
-)
-def test_script_refuses_wrong_usage(tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments] + ["--output", str(tmp_path / "out")])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_script_help_teaches(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for word in ("REPO_ID:FILE", "--pad-to-patches 276", "encoder.json", "Exit status"):
-        assert word in text
-
-
-def test_script_keeps_what_is_there(tmp_path, capsys, bpe_folder):
-    both = ["--vq", VQ, "--neurolm", NEUROLM, "--output", tmp_path]
-    (tmp_path / "notes.txt").write_text("mine")
-    assert "is not an empty folder" in fail(capsys, *both)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    main([str(argument) for argument in [*both, "--text-tokenizer", bpe_folder, "--overwrite"]])
-    assert (tmp_path / "tokenizer.json").exists()
-    main([str(argument) for argument in [*both, "--text-tokenizer", "none", "--overwrite"]])
-    assert not (tmp_path / "tokenizer.json").exists()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert AutoProcessor.from_pretrained(tmp_path).tokenizer is None
-
-
-def test_script_refuses_a_text_tokenizer_of_another_vocabulary(tmp_path, capsys, bpe_folder):
-    words = json.loads((bpe_folder / "encoder.json").read_text())
-    merges = (bpe_folder / "vocab.bpe").read_text().split("\n")
-    for change, name in ((-40, "small"), (3, "large")):
-        folder = tmp_path / name
-        folder.mkdir()
-        kept = {word: index for word, index in words.items() if index < 508 + change}
-        kept |= {f"word{index}": 509 + index for index in range(max(change, 0))}
-        kept["<|endoftext|>"] = 508 if change > 0 else len(kept)
-        (folder / "encoder.json").write_text(json.dumps(kept))
-        (folder / "vocab.bpe").write_text("\n".join(merges[:change] if change < 0 else merges))
-        arguments = ["--vq", VQ, "--neurolm", NEUROLM, "--text-tokenizer", folder, "--output", tmp_path / "out"]
-        message = fail(capsys, *arguments)
-        assert "is not the one of" in message
-        assert "free rows of the text vocabulary are 509 to 511" in message
-    assert not (tmp_path / "out").exists()
-    message = fail(capsys, "--neurolm", NEUROLM, "--text-tokenizer", tmp_path, "--output", tmp_path / "out")
-    assert "text tokenizer" in message
-    assert "encoder.json" in message
-
-
-def test_script_refuses_unknown_tasks(tmp_path, capsys):
-    options = ["--neurolm", NEUROLM, "--stage", "instruction-tuned", "--output", tmp_path / "out"]
-    assert "no task 'Sleep'" in fail(capsys, *options, "--tasks", "Sleep")
-    assert "absent.json" in fail(capsys, *options, "--tasks", tmp_path / "absent.json")
 
 
 @pytest.fixture
@@ -545,9 +358,11 @@ def test_files_of_the_hub(hub):
     assert_golden_logits(model, 0)
 
 
-def test_files_that_the_hub_cannot_give(hub, tmp_path, capsys):
-    options = ["--text-tokenizer", "none", "--output", tmp_path / "out"]
-    message = fail(capsys, "--neurolm", "Weibang/NeuroLM", *options)
-    assert "Say Weibang/NeuroLM:FILE; it has checkpoints/NeuroLM-B.pt, checkpoints/NeuroLM-L.pt" in message
-    message = fail(capsys, "--neurolm", "Weibang/NeuroLM:NeuroLM-M.pt", *options)
-    assert message.endswith("NeuroLM-M.pt: not here, and not to be had from the Hub: 404: no such entry")
+def test_files_that_the_hub_cannot_give(hub):
+    there = "checkpoints/NeuroLM-B.pt, checkpoints/NeuroLM-L.pt"
+    with pytest.raises(ValueError, match=f"Say Weibang/NeuroLM:FILE; it has {there}"):
+        convert_neurolm("Weibang/NeuroLM")
+    with pytest.raises(
+        ValueError, match=r"NeuroLM-M\.pt: not here, and not to be had from the Hub: 404: no such entry"
+    ):
+        convert_neurolm("Weibang/NeuroLM:NeuroLM-M.pt")

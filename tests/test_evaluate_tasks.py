@@ -107,6 +107,10 @@ def test_two_sets_and_their_files(folders, answers, tmp_path, capsys):
     assert list(workload["model"]) == list(ANSWER_METRICS)
     for scores in (workload["model"], workload["baseline"]):
         assert all(one["low"] <= one["high"] for one in scores.values())
+    values = [workload[name]["roc_auc"]["value"] for name in ("model", "baseline", "difference")]
+    assert values[2] == values[0] - values[1]
+    assert "| difference: model less baseline | " in printed.out
+    assert "Not the published protocol: the task is not as this package declares it; split by subject" in printed.out
     assert [row["windows"] for row in workload["by_subject"]] == [10] * 3
     assert workload["written"]["windows"] == 4
     assert (hmc["task"], hmc["split"], hmc["baseline"]) == ("HMC", "validation", None)

@@ -13,9 +13,18 @@ from neurolm_hf import EEGFeatureExtractor, NeuroLMConfig, NeuroLMForCausalLM, N
 from neurolm_hf import evaluation as module
 from neurolm_hf.answering import Answering, open_set
 from neurolm_hf.baseline import baseline_probabilities
-from neurolm_hf.evaluation import PublishedFigures, Windows, evaluate_set, judge
-from neurolm_hf.metrics import ANSWER_METRICS, answer_metric, auroc, interval_over_subjects
+from neurolm_hf.evaluation import PublishedFigures, Score, Windows, evaluate_set, judge
+from neurolm_hf.metrics import (
+    ANSWER_METRICS,
+    accuracy,
+    answer_metric,
+    auroc,
+    draws_over_subjects,
+    interval_of_draws,
+    interval_over_subjects,
+)
 from neurolm_hf.processing_neurolm import train_text_tokenizer
+from neurolm_hf.published_protocol import PUBLISHED_WINDOWS
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.storage import load_prepared, row_signal
 from neurolm_hf.tasks import load_task
@@ -70,7 +79,7 @@ def test_judging():
     rng = np.random.default_rng(0)
     labels, subjects = rng.integers(2, size=80), np.repeat(list("abcdefgh"), 10)
     probabilities = rng.dirichlet([1, 1], size=80)
-    scores = judge(windows_of(labels, subjects), probabilities, ANSWER_METRICS)
+    scores = judge(windows_of(labels, subjects), probabilities, ANSWER_METRICS).scores
     assert list(scores) == list(ANSWER_METRICS)
     for name, score in scores.items():
         metric, given = answer_metric(name, probabilities)
@@ -79,10 +88,45 @@ def test_judging():
         assert score.undefined_draws == 0
 
 
+def test_a_difference_is_of_the_same_draws_of_subjects():
+    rng = np.random.default_rng(1)
+    labels, subjects = rng.integers(2, size=80), np.repeat(list("abcdefgh"), 10)
+    windows = windows_of(labels, subjects)
+    better, worse = (np.column_stack([1 - given, given]) for given in (labels * 0.6 + 0.2, rng.random(80)))
+    names = ["accuracy", "roc_auc"]
+    one, other = judge(windows, better, names), judge(windows, worse, names)
+    found = one.less(other).scores
+    for name in names:
+        metric = {"accuracy": accuracy, "roc_auc": auroc}[name]
+        taken = [given.argmax(1) if name == "accuracy" else given[:, 1] for given in (better, worse)]
+        draws = draws_over_subjects(
+            lambda truth, both, metric=metric: metric(truth, both[:, 0]) - metric(truth, both[:, 1]),
+            labels,
+            np.column_stack(taken),
+            subjects,
+        )
+        assert found[name].value == metric(labels, taken[0]) - metric(labels, taken[1])
+        assert (found[name].low, found[name].high) == interval_of_draws(draws)
+    assert (found["roc_auc"].low > 0, other.scores["roc_auc"].low < 0.5) == (True, True)
+    itself = one.less(one).scores["roc_auc"]
+    assert (itself.value, itself.low, itself.high) == (0, 0, 0)
+
+
+def test_a_difference_needs_both_values():
+    labels, subjects, scores = [1, 1, 0], ["a", "b", "b"], np.full((3, 2), 0.5)
+    two = judge(windows_of(labels, subjects), scores, ["roc_auc"])
+    one_class = judge(windows_of([1, 1, 1], subjects), scores, ["roc_auc"])
+    assert two.less(one_class).scores["roc_auc"] == Score(None)
+    alone = judge(windows_of(labels, ["a"] * 3), scores, ["roc_auc"])
+    assert alone.less(alone).scores["roc_auc"] == Score(0)
+    # undefined in the draws that leave either of them undefined
+    assert two.less(two).scores["roc_auc"].undefined_draws == two.scores["roc_auc"].undefined_draws > 0
+
+
 def test_draws_without_a_value_are_counted():
     labels, subjects = np.repeat([0, 0, 1], 4), np.repeat(["a", "b", "c"], 4)
     scores = np.random.default_rng(0).dirichlet([1, 1], size=12)
-    judged = judge(windows_of(labels, subjects), scores, ["roc_auc", "accuracy"])
+    judged = judge(windows_of(labels, subjects), scores, ["roc_auc", "accuracy"]).scores
     with pytest.warns(UserWarning, match=f"undefined in {judged['roc_auc'].undefined_draws} of 1000"):
         assert interval_over_subjects(auroc, labels, scores[:, 1], subjects) == (
             judged["roc_auc"].low,
@@ -93,9 +137,9 @@ def test_draws_without_a_value_are_counted():
 
 def test_one_subject_has_no_interval_and_one_class_no_ranking():
     probabilities = np.full((4, 2), 0.5)
-    alone = judge(windows_of([0, 1, 0, 1], ["a"] * 4), probabilities, ["roc_auc", "accuracy"])
+    alone = judge(windows_of([0, 1, 0, 1], ["a"] * 4), probabilities, ["roc_auc", "accuracy"]).scores
     assert [(one.value, one.low, one.high) for one in alone.values()] == [(0.5, None, None)] * 2
-    one_class = judge(windows_of([1, 1], ["a", "b"]), probabilities[:2], ["roc_auc", "accuracy"])
+    one_class = judge(windows_of([1, 1], ["a", "b"]), probabilities[:2], ["roc_auc", "accuracy"]).scores
     assert one_class["roc_auc"].value is None
     assert one_class["accuracy"].value == 0
     assert (one_class["accuracy"].low, one_class["accuracy"].high) == (0, 0)
@@ -122,6 +166,8 @@ def test_the_model_beside_baseline_and_chance(answering, workload):
     for name in ANSWER_METRICS:
         assert result.model[name].value == pytest.approx(known(name, labels, probabilities), abs=1e-5)
         assert result.baseline[name].value == pytest.approx(known(name, labels, plain), abs=1e-9)
+        assert result.difference[name].value == result.model[name].value - result.baseline[name].value
+        assert result.difference[name].low <= result.difference[name].high
     prevalence = labels.mean()
     assert values(result.chance) == pytest.approx(
         {
@@ -178,7 +224,7 @@ def test_where_no_baseline_can_be_fitted(answering, tmp_path, case):
     if case == "last class":
         assert result.baseline["accuracy"].value <= 0.5
         return
-    assert result.baseline is None
+    assert (result.baseline, result.difference) == (None, None)
     assert any(note.startswith("There is no baseline: ") and said[case] in note for note in result.notes)
 
 
@@ -234,15 +280,20 @@ def test_scoring_as_the_reference_does(answering, workload, monkeypatch):
     assert any("of hard answers" in note for note in result.notes)
 
 
-def test_published_figures_stand_beside_the_same_protocol_only(answering, workload, monkeypatch):
+def test_published_figures_stand_beside_the_published_set_only(answering, workload, monkeypatch):
     written_by(monkeypatch, [" Yes "])
     figures = [
         PublishedFigures("A", "table 1", "Workload", {"accuracy": 0.6}),
         PublishedFigures("A", "table 1", "HMC", {"accuracy": 0.5}),
     ]
+    other_number = evaluate_set(workload, answering, as_reference=True, published=figures)
+    assert other_number.published == []
+    assert other_number.protocol.departures == ["the set has another number of windows"]
+    monkeypatch.setitem(PUBLISHED_WINDOWS, "Workload", 28)
     assert evaluate_set(workload, answering, as_reference=True, published=figures).published == figures[:1]
     assert evaluate_set(workload, answering, published=figures, written_windows=0).published == []
-    elsewhere = dataclasses.replace(workload, is_published_protocol=False)
-    assert evaluate_set(elsewhere, answering, as_reference=True, published=figures).published == []
+    files = [{**entry, "error": "damaged"} for entry in workload.summary["files"]]
+    failed = dataclasses.replace(workload, summary={**workload.summary, "files": files})
+    assert evaluate_set(failed, answering, as_reference=True, published=figures).published == []
     with pytest.raises(ValueError, match="metrics has f1; there are accuracy"):
         PublishedFigures("A", "table 1", "Workload", {"f1": 0.6})

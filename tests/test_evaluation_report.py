@@ -10,6 +10,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from neurolm_hf import __version__
 from neurolm_hf.evaluation import PublishedFigures, Result, Score, WrittenAnswers
 from neurolm_hf.evaluation_report import Evaluation, read_published
+from neurolm_hf.published_protocol import Protocol
 
 
 QUESTION = "Question: Is this EEG segment of high workload?"
@@ -27,12 +28,14 @@ def result(**changes):
         "metrics": ["accuracy", "roc_auc"],
         "model": {"accuracy": Score(0.625, 0.5, 0.75), "roc_auc": Score(0.7, 0.6, 0.8, 12)},
         "baseline": {"accuracy": Score(0.5, 0.25, 0.75), "roc_auc": Score(0.6)},
+        "difference": {"accuracy": Score(0.125, -0.05, 0.3), "roc_auc": Score(-0.1)},
         "chance": {"accuracy": Score(0.5, 0.5, 0.5), "roc_auc": Score(0.5, 0.5, 0.5)},
         "by_subject": [
             {"subject": "s|1", "windows": 1300, "accuracy": 0.75, "roc_auc": None},
             {"subject": "s2", "windows": 40, "accuracy": 0.5, "roc_auc": 0.5},
         ],
         "written": WrittenAnswers(64, 0.25, ["Yes\nNo", "–"]),
+        "protocol": Protocol(["split by subject, not as the task is"], 4000, 6, 2088),
         "published": [],
         "notes": ["roc_auc is undefined in 12 of 1000 draws of subjects; its interval is that of the others."],
     }
@@ -55,10 +58,14 @@ def test_markdown_has_all_in_tables():
     assert "## Workload, test: 1,340 windows of 2 subjects" in page
     assert f"> {QUESTION}\n" in page
     assert "True answers: No 1,300, Yes 40." in page
-    head, model, baseline, chance, head_of_subjects, *subjects = tables(page)
+    assert "Yes 40. Not the published protocol: split by subject, not as the task is. The whole set has 4,000" in page
+    assert "6 subjects; the publication has 2,088 windows.\n" in page
+    head, model, baseline, difference, chance, head_of_subjects, *subjects = tables(page)
     assert head == ["", "accuracy", "AUROC"]
     assert model == ["tiny", "0.625 (0.50 to 0.75)", "0.700 (0.60 to 0.80)"]
     assert baseline == ["log band power, logistic regression", "0.500 (0.25 to 0.75)", "0.600"]
+    assert difference == ["difference: model less baseline", "+0.125 (-0.05 to +0.30)", "-0.100"]
+    assert "The difference is taken within each draw, on the same subjects" in page
     assert "Chance always gives each answer the share of windows" in page
     assert chance == ["chance", "0.500 (0.50 to 0.50)", "0.500 (0.50 to 0.50)"]
     assert head_of_subjects == ["subject", "windows", "accuracy", "AUROC"]
@@ -69,9 +76,10 @@ def test_markdown_has_all_in_tables():
 
 
 def test_markdown_of_what_is_missing():
-    page = evaluation(result(baseline=None, written=None, notes=[])).markdown()
-    assert [row[0] for row in tables(page)][:2] == ["", "tiny"]
+    page = evaluation(result(baseline=None, difference=None, written=None, notes=[])).markdown()
+    assert [row[0] for row in tables(page)][:3] == ["", "tiny", "chance"]
     assert "log band power" not in page
+    assert "difference" not in page
     assert "\n- " not in page
     undefined = {"accuracy": Score(0.5), "roc_auc": Score(None)}
     assert tables(evaluation(result(model=undefined)).markdown())[1] == ["tiny", "0.500", "–"]
@@ -110,6 +118,8 @@ def test_files(tmp_path):
     (found,) = content["results"]
     assert found["model"]["roc_auc"] == {"value": 0.7, "low": 0.6, "high": 0.8, "undefined_draws": 12}
     assert found["written"] == {"windows": 64, "unparseable": 0.25, "examples": ["Yes\nNo", "–"]}
+    assert found["difference"]["accuracy"] == {"value": 0.125, "low": -0.05, "high": 0.3, "undefined_draws": 0}
+    assert found["protocol"]["departures"] == ["split by subject, not as the task is"]
     assert found["by_subject"][0]["roc_auc"] is None
     assert (tmp_path / "out/results.md").read_text() == made.markdown()
     index = yaml.safe_load((tmp_path / "out/model-index.yaml").read_text())

@@ -1,11 +1,14 @@
 """The script that fine-tunes a classifier: from prepared folders to one that opens anywhere, and its errors."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from stage_folders import write_language_model, write_sets, write_text_model, write_tokenizer, write_vq
+from test_launching import run as launched
 from test_recipes import REPOSITORY
 from test_train_scripts import here, results
 from transformers import AutoModelForSequenceClassification, AutoProcessor
@@ -63,6 +66,9 @@ def test_a_classifier_is_trained_and_opens(folders, tmp_path, model, options, tr
     assert opened.config.provenance == made["provenance"]
     assert made["provenance"]["made_by"].startswith("finetune_classifier.py of neurolm_hf")
     assert [one["name"] for one in made["tasks"]] == ["Workload"]
+    prompts = {"model": [task.prompt()] if "--with-question" in options else [], "vq": None}[model]
+    for saved in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
+        assert json.loads((saved / "config.json").read_text()).get("classifier_prompts") == prompts
     # what it says of the validation split is what stands in the figures
     rows = load_prepared(folders["Workload"], "validation")
     batch = ClassificationCollator(processor, "--with-question" in options, task)([rows[i] for i in range(len(rows))])
@@ -78,6 +84,40 @@ def test_a_classifier_is_trained_and_opens(folders, tmp_path, model, options, tr
     moved = {name for name, value in opened.state_dict().items() if not torch.equal(value, whole.get(name, value))}
     moved |= {name for name in opened.state_dict() if name not in whole}
     assert {next(part for part in trained if name.startswith(part)) for name in moved} == trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("model", ["--with-question"]),
+        ("model", ["--pooling", "encoder_mean"]),
+        ("vq", ["--tune-eeg-encoder"]),
+    ],
+)
+def test_two_processes_train_what_one_does(folders, tmp_path, model, options):
+    """DDP over gloo: a step of two processes is one of two micro-batches."""
+    given = ["--model", folders[model], "--train-data", folders["Workload"], "--channel-dropout", "0.3", *options]
+    given += ["--use-cpu", "--num-train-epochs", "2", "--per-device-train-batch-size", "4", "--learning-rate", "1e-2"]
+    given += ["--eval-strategy", "epoch", "--logging-steps", "1"]
+    # were there one process only, it would take twice as many steps
+    launch = ("accelerate", "launch", "--config_file", "configs/ddp-cpu.yaml", "--main_process_port", "0")
+    launched(REPOSITORY, *launch, "scripts/finetune_classifier.py", *given, "--output-dir", str(tmp_path / "two"))
+    alone = [*given, "--gradient-accumulation-steps", "2", "--output-dir", tmp_path / "one"]
+    assert here("finetune_classifier", *alone) == 0
+    logs = [results(tmp_path / name)["log"] for name in ("one", "two")]
+    assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
+    compared = ("loss", "grad_norm", "eval_loss", "eval_balanced_accuracy")
+    figures = [[entry[name] for entry in log for name in compared if name in entry] for log in logs]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+    weights, others, before = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "one", tmp_path / "two", Path(folders[model]))
+    )
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    moved = [name for name, tensor in weights.items() if name in before and not torch.equal(tensor, before[name])]
+    assert bool(moved) == ("encoder_mean" not in options)
 
 
 def test_the_same_command_goes_on_and_a_classifier_can_be_trained_further(folders, tmp_path, capsys):

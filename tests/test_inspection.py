@@ -1,9 +1,6 @@
-"""What is in a recording: the report of `inspect_recording`, its picture, and the script that prints it."""
+"""What is in a recording: the report of `inspect_recording`, and its picture."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import mne
 import numpy as np
@@ -13,25 +10,12 @@ from recording_files import (
     make_eeg,
     needs_recordings,
     write_brainvision,
-    write_cnt,
     write_edf,
     write_mixed_edf,
 )
 
 from neurolm_hf import inspection
 from neurolm_hf.inspection import inspect_recording, plot_recording
-
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "inspect_recording.py"
-
-
-def run_script(monkeypatch, capsys, *arguments):
-    """Exit status, standard output and error of the script."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    printed = capsys.readouterr()
-    return stopped.value.code, printed.out, printed.err
 
 
 def channels_of(info):
@@ -196,53 +180,6 @@ def test_a_picture_without_a_voltage_raises(tmp_path):
     assert info.measured == "none, for no channel is a voltage"
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_recording(path, info)
-
-
-def test_the_script_in_words_and_pictures(tmp_path, monkeypatch, capsys):
-    files = [write_edf(tmp_path / "a.edf"), write_cnt(tmp_path / "b.cnt", make_eeg(2, 4) * 10, ["Fp1", "Cz"])]
-    code, out, err = run_script(monkeypatch, capsys, *files, "--picture", tmp_path / "x.png")
-    assert (code, err) == (0, "")
-    assert f"{files[0]}\n  EDF, " in out
-    assert f"{files[1]}\n  Neuroscan CNT, " in out
-    assert {path.name for path in tmp_path.glob("*.png")} == {"x-1.png", "x-2.png"}
-    code, _, _ = run_script(monkeypatch, capsys, files[0], "--picture", tmp_path / "y.png")
-    assert (code, (tmp_path / "y.png").is_file()) == (0, True)
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-def test_a_picture_that_fails_leaves_the_report(tmp_path, monkeypatch, capsys, as_json):
-    file, picture = write_edf(tmp_path / "a.edf"), tmp_path / "nowhere" / "x.png"
-    options = ["--json"] if as_json else []
-    code, out, err = run_script(monkeypatch, capsys, file, "--picture", picture, *options)
-    assert code == 1
-    assert f"error: the picture {picture} of {file} cannot be drawn: " in err
-    assert json.loads(out)[0]["format"] == "EDF" if as_json else f"{file}\n  EDF, " in out
-
-
-def test_pictures_are_png(tmp_path, monkeypatch, capsys):
-    code, out, err = run_script(monkeypatch, capsys, write_edf(tmp_path / "a.edf"), "--picture", tmp_path / "x.jpg")
-    assert (code, out) == (2, "")
-    assert "--picture draws PNG: name a .png file, not " in err
-
-
-def test_the_script_as_json_goes_on_after_a_bad_file(tmp_path, monkeypatch, capsys):
-    good, bad = write_edf(tmp_path / "good.edf"), tmp_path / "bad.edf"
-    bad.write_text("no")
-    code, out, err = run_script(monkeypatch, capsys, "--json", bad, good)
-    first, second = json.loads(out)
-    assert (code, first["path"], second["path"]) == (1, str(bad), str(good))
-    assert "not a valid EDF file" in first["error"]
-    assert first["error"] in err
-    assert "error" not in second
-
-
-def test_the_script_teaches(monkeypatch, capsys):
-    code, out, _ = run_script(monkeypatch, capsys, "--help")
-    assert code == 0
-    assert "Exit status: 0 all files were read, 1 any could not be read or its picture not be drawn" in out
-    assert "1.4826 x the median absolute deviation within seconds, before filtering" in out
-    code, _, err = run_script(monkeypatch, capsys)
-    assert (code, "FILE" in err) == (2, True)
 
 
 @needs_recordings

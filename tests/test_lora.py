@@ -12,7 +12,7 @@ from test_remote_code import run
 from tiny import EEG, EEG_TOKEN_ID, SEP, language_model, lm_batch
 from transformers import pipeline
 
-from neurolm_hf import EEGFeatureExtractor, NeuroLMForCausalLM, NeuroLMProcessor
+from neurolm_hf import EEGFeatureExtractor, NeuroLMConfig, NeuroLMForCausalLM, NeuroLMProcessor
 from neurolm_hf.lora import add_adapter, lora_config, save_beside_adapter
 from neurolm_hf.tasks import load_task
 
@@ -187,6 +187,11 @@ def test_an_adapter_opens_as_a_model_that_knows_its_tasks(tmp_path):
     opened = NeuroLMForCausalLM.from_pretrained(folder)
     assert [one["name"] for one in opened.config.tasks] == ["Workload"]
     assert not any(p.requires_grad for p in opened.model.eeg_encoder.parameters())
+    # as transformers opens an adapter of the Hub: with the base's config
+    options = {"config": NeuroLMConfig.from_pretrained(base), "adapter_kwargs": {"_adapter_model_path": str(folder)}}
+    by_base = NeuroLMForCausalLM.from_pretrained(base, **options)
+    assert by_base.config.tasks == opened.config.tasks
+    assert by_base.config.stage == "instruction-tuned"
     (found,) = pipeline("eeg-question-answering", model=str(folder), trust_remote_code=True, device="cpu")(array)
     assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
 

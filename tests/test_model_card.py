@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from published_folders import STEP, SUBJECTS, change_json, write_folders
+from safetensors.numpy import load_file
 from test_evaluation_report import evaluation, result
 
 from neurolm_hf import NeuroLMForSequenceClassification, NeuroLMProcessor, NeuroLMVQForSequenceClassification
@@ -89,7 +90,7 @@ def test_what_was_run_is_told(tuned):
     assert "Settings of the last training: learning rate 0.0005, windows a step 32." in training
     assert "2 windows could not be used" in training
     assert "by which the checkpoint was chosen" in training
-    assert validation[1:] == [["loss", "0.5123"], ["Workload_accuracy", "0.75"]]
+    assert validation[1:] == [["Workload_accuracy", "0.75"], ["loss", "0.5123"]]
     assert head_of(card) == {
         "library_name": "transformers",
         "pipeline_tag": "other",
@@ -125,6 +126,16 @@ def test_what_is_not_known_is_left_out(tuned):
     card = model_card(tuned)
     assert "Nothing is known here of how these weights were trained." in section(card, "Training")
     assert "From whom it has learnt is not known here" in section(card, "Limits")
+
+
+def test_weights_are_counted(tuned, folders):
+    count = sum(tensor.numel() for tensor in load_file(tuned / "model.safetensors").values())
+    assert (
+        f"It has {count:,} weights: an EEG encoder of 2 layers, 32 wide, 32 codes of 8 numbers, a gpt2"
+        in model_card(tuned)
+    )
+    (tuned / "model.safetensors").unlink()
+    assert "Its weights are not in this folder: an EEG encoder" in model_card(tuned)
 
 
 def test_the_trainings_of_all_parts_in_their_order(tuned):

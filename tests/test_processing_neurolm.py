@@ -22,7 +22,6 @@ from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.processing_neurolm import (
     EEGBatch,
     EEGFeatureExtractor,
-    InputChecks,
     NeuroLMProcessor,
     build_text_tokenizer,
     train_text_tokenizer,
@@ -299,26 +298,6 @@ def test_the_amplitude_of_a_long_recording_is_measured_in_parts(monkeypatch):
     assert 15 < prepared.report.amplitude["FP1"] < 25
     prepared = make_extractor().prepare(eeg[:, : 400 * 200], NAMES[:2], 200, "uV")[0]
     assert prepared.report.amplitude_seconds == 400
-
-
-@pytest.mark.parametrize("length", [7, 1000, 9999, 10_000])
-def test_flat_and_clipped_channels_are_found_in_one_pass(length):
-    """In blocks of any length as in one piece."""
-    eeg = make_eeg(7, seconds=50, seed=1)
-    eeg[1, 900:] = 3.0  # 91 %
-    eeg[2, 3000:] = 3.0  # 70 %
-    eeg[3] = np.clip(eeg[3], -30, 1000)  # stays for 0.4 %
-    eeg[4] = np.clip(eeg[4], -1000, 20)  # for 2.5 %
-    eeg[5, ::2] = 7.0  # half of the time, never twice in a row
-    eeg[6, 9000:] = 0.0  # dead for a while
-    checks = InputChecks(7)
-    for start in range(0, eeg.shape[1], length):
-        checks.add(eeg[:, start : start + length])
-    assert not checks.n_bad.any()
-    assert checks.flat.tolist() == [False, True, False, False, False, False, False]
-    stays = [np.mean((row[1:] == row[:-1]) & np.isin(row[1:], (row.min(), row.max()))) for row in eeg]
-    assert checks.clipped.tolist() == [share >= 0.01 and row != 1 for row, share in enumerate(stays)]
-    assert checks.clipped[3:5].tolist() == [False, True]
 
 
 def test_windows_lie_within_the_recording():

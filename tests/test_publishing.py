@@ -58,12 +58,7 @@ def tuned(folders, tmp_path):
 def hub(tmp_path, monkeypatch):
     """The stand-in, also for this process."""
     with hub_server(tmp_path / "hub") as running:
-        url = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
-        url = url.replace(huggingface_hub.constants.ENDPOINT, running.endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", running.endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        running.open_to_this_process(monkeypatch, tmp_path / "cache")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield running
 

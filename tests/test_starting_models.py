@@ -11,15 +11,19 @@ from stage_folders import (
     write_tokenizer,
     write_vq,
 )
+from test_lora import stir
 from tiny import EEG, vq_batch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from neurolm_hf import EEGFeatureExtractor, NeuroLMVQForPreTraining, NeuroLMVQModel
+from neurolm_hf.lora import add_adapter, lora_config
 from neurolm_hf.processing_neurolm import build_text_tokenizer
 from neurolm_hf.starting_models import (
     add_text_adversary,
     describe_source,
+    is_classifier,
     join,
+    load_classifier,
     load_language_model,
     load_vq,
     new_text_model,
@@ -153,6 +157,35 @@ def test_an_earlier_stage_is_loaded_with_its_processor(folders):
 def test_what_is_no_earlier_stage_is_refused(folders, source, words):
     with pytest.raises(ValueError, match=words):
         load_language_model(folders[source], stages=("pretrained",))
+
+
+def test_an_adapter_of_a_classifier_opens_with_its_classes(folders, tmp_path):
+    answers = ("Wake", "REM", "NREM")
+    torch.manual_seed(0)
+    base, processor = load_classifier(folders["model"], answers, "mean")
+    adapted = stir(add_adapter(base, folders["model"], lora_config(base, rank=2)))
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is an adapter without its classifier's config, which names the classes"):
+        load_classifier(str(tmp_path), answers)
+    base.config.save_pretrained(tmp_path)
+    assert is_classifier(str(tmp_path))
+    model, own = load_classifier(str(tmp_path), answers)
+    assert own.feature_extractor.recipe_id == processor.feature_extractor.recipe_id
+    assert model.config.classifier_pooling == "mean"
+    # as a model of transformers too, with its adapter beside its weights
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert opened.config.label2id == {"Wake": 0, "REM": 1, "NREM": 2}
+    torch.testing.assert_close(opened.score.modules_to_save["default"].weight, model.score.weight)
+    assert opened.peft_config["default"].r == 2
+    for name, value in adapted.merge_and_unload().state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+    with pytest.raises(ValueError, match="is a classifier of Wake, REM, NREM; these sets have No, Yes"):
+        load_classifier(str(tmp_path), ("No", "Yes"))
+    with pytest.raises(ValueError, match="whose head reads mean, not last_token"):
+        load_classifier(str(tmp_path), answers, "last_token")
+    # of a language model there is no head to bring
+    with pytest.raises(ValueError, match="is an adapter: merge it"):
+        load_classifier(folders["adapter"], answers)
 
 
 @pytest.mark.parametrize(

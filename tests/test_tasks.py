@@ -133,6 +133,7 @@ def test_classes_follow_their_index(workload):
         "answers": ["No", "Yes"],
         "window_seconds": 4,
         "channels": list(workload.channels),
+        "unknown_channels": "drop",
     }
 
 

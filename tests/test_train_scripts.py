@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from test_remote_code import run
 
 from neurolm_hf import EEGFeatureExtractor, NeuroLMConfig, NeuroLMForCausalLM, NeuroLMProcessor, NeuroLMVQModel
 from neurolm_hf.collators import EEGCollator
+from neurolm_hf.model_card import model_card
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.storage import load_prepared, row_signal
 from neurolm_hf.tasks import load_task
@@ -142,13 +144,18 @@ def tuned(folders, pretrained):
 @pytest.fixture(scope="module")
 def adapter(folders, pretrained):
     output = f"{folders['root']}/run-adapter"
+    assert tune_adapter(folders, pretrained, output) == 0
+    return output
+
+
+def tune_adapter(folders, pretrained, output):
+    """Exit status of the command."""
     arguments = [
         *(REPOSITORY / "recipes" / "instruction-lora.yaml", "--model", pretrained, "--save-merged"),
         *("--train-data", folders["Workload"], folders["HMC"], "--weights", "1", "3", "--learning-rate", "0.05"),
         *("--save-strategy", "steps", "--output-dir", output, *SHORT),
     ]
-    assert here("instruction_tune", *arguments) == 0
-    return output
+    return here("instruction_tune", *arguments)
 
 
 def test_the_tokenizer_is_trained_and_written(folders, vq):
@@ -300,6 +307,25 @@ def test_a_run_that_has_ended_writes_the_same_model_again(folders, vq, capsys):
     assert "learning_rate was 0.0015 and is 1e-05 now" in capsys.readouterr().err
 
 
+def test_every_training_leaves_its_card(folders, vq, pretrained, tuned, adapter):
+    for folder in (vq, pretrained, tuned, adapter, f"{adapter}/merged"):
+        assert (Path(folder) / "README.md").read_text() == model_card(folder)
+    card = Path(adapter) / "README.md"
+    written = card.read_text()
+    titles = ["### Neural tokenizer", "### Pre-training", "### Instruction tuning"]
+    assert [line for line in written.splitlines() if line.startswith("### ")] == titles
+    # 8 subjects of two windows of 4 s and of 30 s, at European mains
+    assert "| Workload | Workload | 8 | 0.02 | 16 | 4 | 50 Hz |" in written
+    assert "| HMC | HMC | 8 | 0.02 | 16 | 30 | 50 Hz |" in written
+    # peft touches the head of every card that it finds
+    assert tune_adapter(folders, pretrained, adapter) == 0
+    assert card.read_text() == written
+    card.write_text(written.replace("## Limits", "## What I know\n\nLittle.\n\n## Limits"))
+    assert tune_adapter(folders, pretrained, adapter) == 0
+    assert "## What I know\n\nLittle." in card.read_text()
+    card.write_text(written)
+
+
 def long_run(script, folders):
     """Arguments of a run of six steps whose every step is saved."""
     saved = ["--use-cpu", "--max-steps", "6", "--per-device-train-batch-size", "4", "--save-steps", "1"]
@@ -415,6 +441,21 @@ def test_other_decoders_start_and_are_tuned(folders, kind, tmp_path):
         NeuroLMForCausalLM.from_pretrained(tmp_path / name).model.eeg_encoder for name in ("pretrained", "all")
     )
     assert not torch.equal(before.transformer.layers[0].mlp_in.weight, after.transformer.layers[0].mlp_in.weight)
+
+
+@pytest.mark.parametrize("adversary", [False, True])
+def test_a_tokenizer_that_is_trained_further_tells_of_both_trainings(folders, tmp_path, adversary):
+    start = shutil.copytree(folders["vq"], tmp_path / "vq")
+    file = start / "config.json"
+    known = {"data": [{"task": "Corpus", "subjects": ["s0"]}]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"provenance": known}))
+    short = ["--use-cpu", "--max-steps", "1", "--per-device-train-batch-size", "4", "--train-data", folders["corpus"]]
+    text = ["--text-model", folders["gpt2"], "--text-data", folders["text"], "--text-batch-size", "2"]
+    given = ["--vq", start, *short, *(text if adversary else []), "--output-dir", tmp_path / "run"]
+    assert here("train_vq", *given) == 0
+    made = NeuroLMVQModel.from_pretrained(tmp_path / "run").config.provenance
+    assert made["started_from"]["provenance"] == known
+    assert made["data"][0]["task"] == "Corpus"
 
 
 def test_a_text_model_from_scratch_and_a_release_to_go_on_from(folders, tmp_path):

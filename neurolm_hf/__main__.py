@@ -1,0 +1,9 @@
+"""`python -m neurolm_hf` is the `neurolm` command."""
+
+import sys
+
+from .cli.main import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())
