@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import Console
-from .reading import prepare_torch
+from .reading import load_transformers
 
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(
             f"{output} is not an empty folder; choose another, or replace the model in it with --overwrite."
         )
-    prepare_torch("cpu", console)
+    load_transformers(console)
     console.progress("converting")
     from .. import EEGFeatureExtractor, NeuroLMProcessor
     from ..conversion import convert_neurolm, convert_vq

@@ -51,8 +51,19 @@ def check_model(source: str, parser: argparse.ArgumentParser) -> None:
         parser.error(f"there is no folder {source}")
 
 
+def load_transformers(console: Console) -> None:
+    """Loads PyTorch and transformers, which takes seconds, and turns bars off that would end up in log files."""
+    console.progress("loading PyTorch")
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    # turns off those of downloads too, which are worth having and show themselves on terminals alone
+    logging.disable_progress_bar()
+    enable_progress_bars()
+
+
 def prepare_torch(device: str | None, console: Console) -> str:
-    """Loads PyTorch and transformers, without their bars, and makes a device ready.
+    """Makes a device ready to compute on.
 
     Args:
         device: as PyTorch writes them; None: a GPU where there is one.
@@ -63,16 +74,11 @@ def prepare_torch(device: str | None, console: Console) -> str:
     Raises:
         ValueError: there is no such device.
     """
-    console.progress("loading PyTorch")
+    load_transformers(console)
     import torch
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
 
     from ..cpu import make_cpu_fast
 
-    # both libraries' bars; those of downloads are worth having, and show themselves on terminals alone
-    logging.disable_progress_bar()
-    enable_progress_bars()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=chosen)

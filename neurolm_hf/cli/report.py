@@ -25,6 +25,7 @@ usage.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from .console import Console
@@ -90,7 +91,7 @@ def _of_a_recording(options: argparse.Namespace, console: Console) -> Path:
     from ..starting_models import load_vq
 
     tokenizer = load_vq(options.vq)[0].to(pipe.device).eval() if options.vq else None
-    console.progress(f"{options.file}: reading")
+    _show_bars(console)
     return write_recording_report(
         pipe,
         options.file,
@@ -112,7 +113,7 @@ def _of_a_checkpoint(options: argparse.Namespace, console: Console) -> Path:
     folder, colon, split = options.data.rpartition(":")
     if not colon or split not in PARTS:
         folder, split = options.data, "test"
-    console.progress(f"{options.model}: reading {folder}")
+    _show_bars(console)
     return write_checkpoint_report(
         options.model,
         folder,
@@ -122,3 +123,12 @@ def _of_a_checkpoint(options: argparse.Namespace, console: Console) -> Path:
         training=options.training,
         evaluation=options.evaluation,
     )
+
+
+def _show_bars(console: Console) -> None:
+    """Has the report's own bars tell how far it is, where standard error is a terminal."""
+    from transformers.utils import logging
+
+    console.clear()
+    if sys.stderr.isatty():
+        logging.enable_progress_bar()
