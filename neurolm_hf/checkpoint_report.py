@@ -24,7 +24,7 @@ from .codebook_use import SHOWN_HZ, code_frequencies, codebook_of, count_codes, 
 from .collators import EEGCollator, row_name
 from .dataset_card import read_description
 from .evaluation import BASELINE, CHANCE, Result, Score, evaluate_set
-from .evaluation_report import TITLES, read_evaluation, with_interval
+from .evaluation_report import TITLES, as_difference, read_evaluation, with_interval
 from .figures import (
     perplexity,
     plot_codebook_usage,
@@ -255,6 +255,11 @@ def _scores_section(name: str, result: Result, source: str, output: Path) -> Htm
         figure = plot_scores(drawn, _heading(MAIN_METRIC), 1 / len(result.windows))  # type: ignore[arg-type]
         alt = "; ".join(f"{one} {value:.3f}, {low:.2f} to {high:.2f}" for one, value, (low, high) in drawn)
         parts.append(picture(output, "scores", figure, f"{_heading(MAIN_METRIC)}: {alt}."))
+    if result.difference is not None:
+        rows = [(_heading(metric), as_difference(result.difference[metric])) for metric in result.metrics]
+        caption = "Model less baseline; 95% intervals are of differences within the same draws of subjects: where one "
+        caption += "holds 0, these subjects do not tell the two apart"
+        parts.append(table(("Metric", "Difference"), rows, caption=caption, numbers=True))
     if result.notes:
         parts.append(bullets(" ".join(note.split()) for note in result.notes))
     if result.by_subject:

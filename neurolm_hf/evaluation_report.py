@@ -12,6 +12,7 @@ from . import __version__
 from .dataset_card import markdown_table, plain_text
 from .evaluation import BASELINE, CHANCE, PublishedFigures, Result, Score, WrittenAnswers
 from .prepared_set import to_json
+from .published_protocol import Protocol
 from .storage import write_text
 from .typed_json import read_dataclass
 
@@ -161,11 +162,12 @@ def _read_result(content: Mapping[str, Any]) -> Result:
     """A result as `asdict` left it."""
     scores = {
         name: None if content[name] is None else {metric: Score(**score) for metric, score in content[name].items()}
-        for name in ("model", "baseline", "chance")
+        for name in ("model", "baseline", "difference", "chance")
     }
+    protocol = Protocol(**content["protocol"])
     written = None if content["written"] is None else WrittenAnswers(**content["written"])
     published = [PublishedFigures(**one) for one in content["published"]]
-    return Result(**{**content, **scores, "written": written, "published": published})
+    return Result(**{**content, **scores, "written": written, "protocol": protocol, "published": published})
 
 
 def read_published(path: str | Path) -> list[PublishedFigures]:

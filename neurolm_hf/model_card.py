@@ -5,6 +5,7 @@ has changed is told from one that a person has edited and that is left alone.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,7 +195,7 @@ def _sizes(model: ModelFolder) -> str:
     if text := model.config.get("text_config"):
         layers = text.get("n_layer", text.get("num_hidden_layers"))
         width = text.get("n_embd", text.get("hidden_size"))
-        parts.append(f"a {plain_text(text['model_type'])} of {layers} layers, {width} wide")
+        parts.append(f"a language model ({plain_text(text['model_type'])}) of {layers} layers, {width} wide")
     return f"{numbers}: {', '.join(parts)}."
 
 
@@ -213,21 +214,23 @@ def _use(model: ModelFolder, options: CardOptions) -> Iterator[str]:
 
 def _example(model: ModelFolder, name: str, base: str | None) -> str:
     """Code that opens the model and uses it, for `recording.edf` in the working directory."""
+    name = _quoted(name)
     if model.kind == "answers":
         if model.config and PIPELINE in model.config.get("custom_pipelines", {}):
-            return _ASK.format(name=name, task=f", task={model.tasks[0]['name']!r}" if model.tasks else _ANY_QUESTION)
+            task = f", task={_quoted(model.tasks[0]['name'])}" if model.tasks else _ANY_QUESTION
+            return _ASK.format(name=name, task=task)
         if model.adapter is not None:
-            return _ASK_ADAPTER.format(name=name, base=base or "BASE", question=_ANY_QUESTION)
+            return _ASK_ADAPTER.format(name=name, base=_quoted(base or "BASE"), question=_ANY_QUESTION)
     if model.kind != "classifier":
         auto = "AutoModel" if model.is_neural_tokenizer else "AutoModelForCausalLM"
         return _TOKENS.format(name=name, auto=auto)
-    # trained behind a question, a classifier is to be asked it
-    asked = (model.settings or {}).get("with_question") and (model.results or {}).get("tasks")
-    text = _QUESTION.format(question=asked[0]["question"]) if asked else ""
+    # what stood behind the EEG in its training is to stand there again
+    prompts = model.config.get("classifier_prompts")
+    text = f"text={_quoted(prompts[0])}, " if prompts else ""
     module, auto = "transformers", "AutoModelForSequenceClassification"
     if model.adapter is not None:
         module, auto = "peft", "AutoPeftModelForSequenceClassification"
-    return _CLASSIFY.format(name=name, module=module, auto=auto, prompt=text, text="text=prompt, " if asked else "")
+    return _CLASSIFY.format(name=name, module=module, auto=auto, text=text)
 
 
 def _training(model: ModelFolder) -> Iterator[str]:
@@ -379,6 +382,11 @@ def _base_model(model: ModelFolder, options: CardOptions) -> str | None:
     return base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else None
 
 
+def _quoted(text: str) -> str:
+    """A string as Python code, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _count(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
 
@@ -388,7 +396,7 @@ _ANY_QUESTION = ', question="Is this person asleep?", candidate_answers=["No", "
 _ASK = """\
 from transformers import pipeline
 
-pipe = pipeline("eeg-question-answering", model={name!r}, trust_remote_code=True)
+pipe = pipeline("eeg-question-answering", model={name}, trust_remote_code=True)
 answers = pipe("recording.edf"{task})
 print(answers[0])  # of the first window: start, end, answer, probabilities
 """
@@ -397,8 +405,8 @@ _ASK_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoProcessor
 
-model = AutoPeftModelForCausalLM.from_pretrained({name!r}, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained({base!r}, trust_remote_code=True)
+model = AutoPeftModelForCausalLM.from_pretrained({name}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({base}, trust_remote_code=True)
 answers = model.as_pipeline(processor)("recording.edf"{question})
 print(answers[0])  # of the first window: start, end, answer, probabilities
 """
@@ -406,8 +414,8 @@ print(answers[0])  # of the first window: start, end, answer, probabilities
 _TOKENS = """\
 from transformers import {auto}, AutoProcessor
 
-processor = AutoProcessor.from_pretrained({name!r}, trust_remote_code=True)
-model = {auto}.from_pretrained({name!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({name}, trust_remote_code=True)
+model = {auto}.from_pretrained({name}, trust_remote_code=True)
 codes = processor.tokenize_eeg("recording.edf", model, unknown_channels="drop")  # (windows, patches)
 """
 
@@ -416,18 +424,12 @@ import torch
 from {module} import {auto}
 from transformers import AutoProcessor
 
-processor = AutoProcessor.from_pretrained({name!r}, trust_remote_code=True)
-model = {auto}.from_pretrained({name!r}, trust_remote_code=True)
-{prompt}inputs = processor(eeg="recording.edf", {text}unknown_channels="drop", return_tensors="pt")
+processor = AutoProcessor.from_pretrained({name}, trust_remote_code=True)
+model = {auto}.from_pretrained({name}, trust_remote_code=True)
+inputs = processor(eeg="recording.edf", {text}unknown_channels="drop", return_tensors="pt")
 with torch.no_grad():
     probabilities = model(**inputs).logits.softmax(dim=-1)  # (windows, classes)
 print(model.config.id2label, probabilities[0])
-"""
-
-_QUESTION = """\
-content = [{{"type": "eeg"}}, {{"type": "text", "text": {question!r}}}]
-chat = [{{"role": "user", "content": content}}]
-prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 """
 
 _CITATION = """\

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,6 +121,9 @@ def publish(parcel: Parcel, repo_id: str, *, private: bool = True, revision: str
         repo_id = _open_repository(api, repo_id, "model", private, revision)
         files = dict(parcel.files)
         if not parcel.edited_card and _is_edited_there(api, repo_id, revision):
+            warnings.warn(
+                f"The card in {repo_id} was edited by hand and stays; the new one is not sent.", stacklevel=2
+            )
             del files[CARD]
         there = api.list_repo_files(repo_id, revision=revision)
         stale = [name for name in there if name not in files and _fits(name, _OF_MODELS)]

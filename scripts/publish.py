@@ -18,8 +18,8 @@ A prepared set, whose card says what is known of the licence of its recordings:
 Sent are safetensors, configurations, vocabularies, the processor, the Python files of the model, and the card; never
 checkpoints, optimiser states, pickles or logs. Paths of this machine are taken out of the configurations, and so are
 the names of the training subjects, unless --subject-names keeps them. A README.md that you have edited goes as it is;
-delete it and a new one is made. A model goes in one commit. Its hash, printed at the end, is what `revision=` pins:
-the same weights and the same code, whatever is uploaded later.
+delete it and a new one is made. One that was edited on the Hub stays there. A model goes in one commit, whose hash,
+printed at the end, is what `revision=` pins: the same weights and the same code, whatever is uploaded later.
 Exit status: 0 finished, 1 failed, 2 wrong usage, 130 stopped.
 """
 

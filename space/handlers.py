@@ -72,11 +72,13 @@ class Handlers:
         )  # fmt: skip
         parts.rest.click(self.open_rest, parts.choice, report, **queued, **progress)
         parts.arithmetic.click(self.open_arithmetic, parts.choice, report, **queued, **progress)
-        parts.start.release(self.show_window, place, window, **queued, show_progress="hidden")
+        shown = [part for part in window if part is not parts.start]
+        parts.start.input(self.show_window, place, shown, **queued, show_progress="hidden", trigger_mode="always_last")
         parts.earlier.click(self.show_earlier, place, window, **queued, show_progress="hidden")
         parts.later.click(self.show_later, place, window, **queued, show_progress="hidden")
         parts.choice.change(self.change_question, place, [parts.own, *window], **queued, show_progress="hidden")
-        answer = [parts.ask_notice, parts.answered, parts.heading, parts.probabilities, parts.tokens, parts.maps]
+        answer = [parts.asked_about, parts.ask_notice, parts.answered, parts.heading, parts.probabilities]
+        answer += [parts.tokens, parts.maps]
         parts.ask.click(
             self.ask, [*place, parts.question, parts.answers], answer, **queued, show_progress_on=parts.ask_notice
         )
@@ -107,24 +109,30 @@ class Handlers:
             opened = visit.read_recording(path, self.pipe.processor.feature_extractor)
         yield self._report(opened, choice)
 
-    def show_window(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
-        """Draws the window that was picked."""
-        yield from self._move(opened, start, choice, 0)
-
-    def show_earlier(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
-        """One window back."""
-        yield from self._move(opened, start, choice, -1)
-
-    def show_later(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
-        """One window on."""
-        yield from self._move(opened, start, choice, 1)
+    @in_words("ask_notice")
+    def show_window(
+        self, opened: visit.Opened | None, start: float, choice: str, asked_about: tuple[int, str] | None
+    ) -> Iterator[Changes]:
+        """Draws the window that was picked, and leaves the slider alone, which may still be moving."""
+        window = self._window(opened, start, choice)
+        changes = self._shown(window)
+        del changes[self.parts.start]
+        # a slider that moved until someone asked is drawn after the answer
+        if asked_about == (window.start, choice):
+            del changes[self.parts.answered]
+        yield changes
 
     @in_words("ask_notice")
-    def _move(self, opened: visit.Opened | None, start: float, choice: str, windows: int) -> Iterator[Changes]:
+    def show_earlier(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
+        """One window back."""
         window = self._window(opened, start, choice)
-        if windows:
-            window = self._window(opened, window.start + windows * window.seconds, choice)
-        yield self._shown(window)
+        yield self._shown(self._window(opened, window.start - window.seconds, choice))
+
+    @in_words("ask_notice")
+    def show_later(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
+        """One window on."""
+        window = self._window(opened, start, choice)
+        yield self._shown(self._window(opened, window.start + window.seconds, choice))
 
     @in_words("ask_notice")
     def change_question(self, opened: visit.Opened | None, start: float, choice: str) -> Iterator[Changes]:
@@ -134,7 +142,7 @@ class Handlers:
 
     @in_words("ask_notice")
     def ask(
-        self, opened: visit.Opened | None, start: float, choice: str, question: str, answers: str
+        self, opened: visit.Opened | None, start: float, choice: str, question: str | None, answers: str | None
     ) -> Iterator[Changes]:
         """The answer and the tokens first; what mattered takes many more passes of the model."""
         parts = self.parts
@@ -142,10 +150,11 @@ class Handlers:
             parts.ask_notice: words.waiting("The model reads the window."),
             parts.answered: gr.update(visible=False),
         }
-        asked = visit.read_question(None if choice == OWN_QUESTION else choice, question, answers)
+        asked = visit.read_question(None if choice == OWN_QUESTION else choice, question or "", answers or "")
         window = visit.find_window(self.pipe, _open(opened), asked, start)
         probabilities = visit.answer(self.pipe, window)
         yield {
+            parts.asked_about: (window.start, choice),
             parts.ask_notice: "",
             parts.answered: gr.update(visible=True),
             parts.heading: words.answer_heading(window, probabilities),

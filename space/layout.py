@@ -19,6 +19,7 @@ class Parts:
     """The components that events read and write, in the order of the page."""
 
     opened: gr.State
+    asked_about: gr.State
     files: gr.File
     unit: gr.Dropdown
     rest: gr.Button
@@ -52,6 +53,8 @@ def lay_out(introduction: str, choices: Sequence[tuple[str, str]]) -> Parts:
         choices: (what is asked, its task or `OWN_QUESTION`).
     """
     opened = gr.State(None, time_to_live=KEPT_SECONDS)
+    # where the window of the answer that is shown begins, and what it was asked
+    asked_about = gr.State(None)
     gr.HTML(introduction)
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -94,14 +97,14 @@ def lay_out(introduction: str, choices: Sequence[tuple[str, str]]) -> Parts:
                 )
             ask = gr.Button("Ask about this window", variant="primary", elem_id="ask")
             ask_notice = gr.HTML(elem_id="ask-notice")
-            with gr.Column(visible=False) as answered:
+            with gr.Column(visible=False, elem_id="answered") as answered:
                 heading = gr.HTML(elem_id="heading")
-                probabilities = gr.Label(show_label=False, num_top_classes=visit.MAX_ANSWERS, elem_id="probabilities")
+                probabilities = gr.Label(show_label=False, elem_id="probabilities")
                 maps = gr.HTML(elem_id="maps")
                 tokens = gr.HTML(elem_id="tokens")
     return Parts(
-        opened, files, unit, rest, arithmetic, upload_notice, found, report, asking, traces, earlier, start, later,
-        choice, own, question, answers, ask, ask_notice, answered, heading, probabilities, tokens, maps,
+        opened, asked_about, files, unit, rest, arithmetic, upload_notice, found, report, asking, traces, earlier,
+        start, later, choice, own, question, answers, ask, ask_notice, answered, heading, probabilities, tokens, maps,
     )  # fmt: skip
 
 

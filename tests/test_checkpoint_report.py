@@ -84,6 +84,8 @@ def test_a_page_of_a_model(home: Path, tmp_path: Path) -> None:
     for name in ("balanced_accuracy", "roc_auc"):
         score = result.model[name]
         assert f"{score.value:.3f} ({score.low:.2f} to {score.high:.2f})" in text
+        less = result.difference[name]
+        assert f"{less.value:+.3f} ({less.low:+.2f} to {less.high:+.2f})" in text
     right = Counter()
     for row, scores in score_rows(answering.model, answering.processor, asked.rows, asked.task, 8):
         right[row["answer"]] += asked.task.classes[int(scores.argmax())] == row["answer"]

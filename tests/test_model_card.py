@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
 
 import pytest
 import yaml
@@ -14,7 +13,7 @@ from safetensors.numpy import load_file
 from test_evaluation_report import evaluation, result
 
 from neurolm_hf import NeuroLMForSequenceClassification, NeuroLMProcessor, NeuroLMVQForSequenceClassification
-from neurolm_hf.evaluation_report import Evaluation, read_evaluation
+from neurolm_hf.evaluation_report import DIFFERENCE, Evaluation, read_evaluation
 from neurolm_hf.model_card import CardOptions, is_edited, model_card, write_model_card
 from neurolm_hf.model_folder import read_model_folder
 from neurolm_hf.simulation import simulate_recordings
@@ -128,10 +127,10 @@ def test_what_is_not_known_is_left_out(tuned):
     assert "From whom it has learnt is not known here" in section(card, "Limits")
 
 
-def test_weights_are_counted(tuned, folders):
-    count = sum(tensor.numel() for tensor in load_file(tuned / "model.safetensors").values())
+def test_weights_are_counted(tuned):
+    count = sum(tensor.size for tensor in load_file(tuned / "model.safetensors").values())
     assert (
-        f"It has {count:,} weights: an EEG encoder of 2 layers, 32 wide, 32 codes of 8 numbers, a gpt2"
+        f"It has {count:,} weights: an EEG encoder of 2 layers, 32 wide, 32 codes of 8 numbers, a language"
         in model_card(tuned)
     )
     (tuned / "model.safetensors").unlink()
@@ -179,10 +178,10 @@ def test_hostile_names_break_nothing(tuned):
     assert titles == ["tuned", "Use", "Training", "Training", "Evaluation", "Limits", "Licence", "Citation"]
     assert {len(row) for row in rows_of(card.split("## Use")[0])} == {3}
     assert len({len(row) for row in rows_of(section(card, "Training"))}) == 1
-    assert "<b>" not in card.split("\n---\n", 1)[1].replace(repr(HOSTILE), "")
+    assert "<b>" not in card.split("\n---\n", 1)[1].replace(json.dumps(HOSTILE), "")
     (code, _) = re.findall(r"```\w+\n(.*?)```", card, re.DOTALL)
     compile(code, "card", "exec")
-    assert repr(HOSTILE) in code
+    assert json.dumps(HOSTILE) in code
 
 
 def test_figures_are_those_of_the_evaluation(tuned, tmp_path):
@@ -191,10 +190,10 @@ def test_figures_are_those_of_the_evaluation(tuned, tmp_path):
     card = model_card(tuned, CardOptions(name="me/tiny", results=results))
     told = section(card, "Evaluation")
     assert "### Workload, test: 1,340 windows of 2 subjects" in told
-    head, model, baseline, chance = rows_of(told)
+    head, model, baseline, difference, chance = rows_of(told)
     assert head == ["", "accuracy", "AUROC"]
     assert model == ["tiny", "0.625 (0.50 to 0.75)", "0.700 (0.60 to 0.80)"]
-    assert (baseline[0], chance[0]) == ("log band power, logistic regression", "chance")
+    assert (baseline[0], difference[0], chance[0]) == ("log band power, logistic regression", DIFFERENCE, "chance")
     assert "95% intervals, drawing whole subjects" in told
     assert "s\\|1" not in card  # nothing about single subjects
     assert "- 16 of 36 subjects." in told
@@ -221,7 +220,8 @@ def test_an_evaluation_reads_back(tmp_path):
     plain = result(baseline=None, written=None)
     for made in (evaluation(), evaluation(plain, result(), as_reference=True)):
         made.write(tmp_path)
-        assert asdict(read_evaluation(tmp_path)) == asdict(made)
+        assert read_evaluation(tmp_path) == made
+        assert read_evaluation(tmp_path).markdown() == made.markdown()
 
 
 def test_what_the_publisher_says(tuned, folders):
@@ -230,7 +230,7 @@ def test_what_the_publisher_says(tuned, folders):
     assert (head["license"], head["datasets"]) == ("cc-by-4.0", ["me/workload"])
     assert "Of the weights: cc-by-4.0." in card
     assert "# mine\n" in card
-    assert "model='me/mine'" in card
+    assert 'model="me/mine"' in card
     assert "FOLDER" not in card
 
     head = head_of(model_card(folders / "adapter"))
@@ -281,9 +281,7 @@ def classifiers(folders):
     pretrained = folders / "pretrained"
     NeuroLMForSequenceClassification.from_pretrained(pretrained, **CLASSES).save_pretrained(folders / "classifier")
     NeuroLMProcessor.from_pretrained(pretrained).save_pretrained(folders / "classifier")
-    (folders / "classifier" / "settings.json").write_text('{"with_question": true}')
-    asked = {"tasks": [{"name": "Workload", "question": "Question: Is it?", "answers": ["No", "Yes"]}]}
-    (folders / "classifier" / "training.json").write_text(json.dumps(asked))
+    change_json(folders / "classifier" / "config.json", classifier_prompts=["[SEP]Question: Is it? Answer:"])
     NeuroLMVQForSequenceClassification.from_pretrained(folders / "vq", **CLASSES).save_pretrained(folders / "of-vq")
     NeuroLMProcessor.from_pretrained(folders / "vq").save_pretrained(folders / "of-vq")
     (folders / "bare").mkdir()
@@ -313,7 +311,8 @@ def test_the_code_on_the_card_runs(classifiers, name, kind, found, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(
-        code.replace("FOLDER", str(classifiers / name)).replace("'BASE'", repr(str(classifiers / "pretrained"))), names
+        code.replace("FOLDER", str(classifiers / name)).replace('"BASE"', json.dumps(str(classifiers / "pretrained"))),
+        names,
     )
     values = names[found]
     if found == "answers":

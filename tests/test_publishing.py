@@ -33,10 +33,7 @@ from neurolm_hf.simulation import simulate_recordings
 
 
 REPOSITORY = Path(__file__).parents[1]
-CODE = {
-    f"{name}_neurolm.py"
-    for name in ("channels", "configuration", "filtering", "modeling", "pipeline", "processing", "reading")
-}
+CODE = {file.name for file in (REPOSITORY / "neurolm_hf").glob("*_neurolm.py")}
 DESCRIPTIONS = {"README.md", "config.json", "processor_config.json", "chat_template.jinja"}
 DESCRIPTIONS |= {"tokenizer.json", "tokenizer_config.json"}
 WHOLE = CODE | DESCRIPTIONS | {"generation_config.json", "model.safetensors"}
@@ -187,17 +184,18 @@ def test_whose_card_stays(tuned, hub):
     publish(pack(tuned), "tester/model")
     repository = hub.repositories["model", "tester/model"]
     written = hub.files("tester/model")["README.md"]
-    assert b"model='tester/model'" not in written  # no name was given
+    assert b'model="tester/model"' not in written  # no name was given
 
     # ours is replaced by ours
     publish(pack(tuned, CardOptions(name="tester/model")), "tester/model")
     written = hub.files("tester/model")["README.md"]
-    assert b"model='tester/model'" in written
+    assert b'model="tester/model"' in written
 
     # a person's in the repository stays
     edited = hub.stored(written.replace(b"# model\n", b"# A model of mine\n"), lfs=False)
     repository.commit("main", repository.commits[repository.branches["main"]] | {"README.md": edited}, "by hand")
-    publish(pack(tuned, CardOptions(licence="mit")), "tester/model")
+    with pytest.warns(UserWarning, match="The card in tester/model was edited by hand and stays"):
+        publish(pack(tuned, CardOptions(licence="mit")), "tester/model")
     assert b"# A model of mine" in hub.files("tester/model")["README.md"]
 
     # unless the folder's is a person's too
@@ -308,8 +306,8 @@ def test_cards_run_and_revisions_stay(folders, hub, tmp_path, recording):
     publish(pack(new, names["tuned"]), "tester/tuned")
 
     examples = {name: code_of_card(hub, f"tester/{name}") for name in names}
-    assert "task='Workload'" in examples["tuned"]
-    assert "task='Workload'" in examples["adapter"]
+    assert 'task="Workload"' in examples["tuned"]
+    assert 'task="Workload"' in examples["adapter"]
     client_folder = tmp_path / "client"
     client_folder.mkdir()
     (client_folder / "recording.edf").symlink_to(recording)

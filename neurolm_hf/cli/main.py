@@ -99,11 +99,8 @@ def _warnings_told(console: Console) -> Iterator[None]:
     teller, logger = Teller(logging.WARNING), logging.getLogger("neurolm_hf")
     logger.addHandler(teller)
     with warnings.catch_warnings():
-        for kind in (
-            DeprecationWarning,
-            PendingDeprecationWarning,
-            FutureWarning,
-        ):  # of libraries, for their own users
+        # what libraries tell those who call them
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", kind)
         warnings.showwarning = lambda message, *_: console.warning(str(message))
         try:
