@@ -222,4 +222,5 @@ def test_tables_are_aligned():
 def test_messages_name_the_file_once():
     assert one_line(ValueError("a.edf has\n no samples."), "a.edf") == "a.edf has no samples."
     assert one_line(OSError("gone"), "a.edf") == "a.edf: gone"
+    assert one_line(FileNotFoundError(2, "No such file", "b.json"), "a.edf") == "a.edf: b.json: No such file"
     assert one_line(ValueError(), "a.edf") == "a.edf: ValueError"

@@ -175,7 +175,8 @@ def test_examples_are_read_first(models, recordings, pipe, wanted, capsys):
 
 
 def test_annotations_that_cannot_be_written_leave_the_answers(models, recordings, capsys, tmp_path):
-    place = tmp_path / "nowhere" / "x-annot.fif"
+    place = tmp_path / "x.csv"
+    place.mkdir()
     status, out, err = ask(capsys, models["tuned"], recordings[0], "--json", "--annotations", place)
     assert (status, len(out.splitlines())) == (1, 1)
     assert err.startswith(f"neurolm ask: error: the annotations {place} of {recordings[0]} cannot be written: ")
@@ -249,6 +250,8 @@ def test_a_tokenizer_that_is_code_is_refused_without_asking(hostile, recordings,
         (["--question", "Is it?", "--answer", "Yes", "--answer", "Yes"], "with different answers"),
         (["--example", "a.edf"], "--example is FILE=ANSWER or FILE@SECOND=ANSWER, not 'a.edf'"),
         (["--annotations", "a.fif"], "MNE wants --annotations to end in -annot.fif, _annot.fif, .csv, .txt"),
+        (["--csv", "nowhere/x.csv"], "there is no folder nowhere to write x.csv to"),
+        (["--annotations", "nowhere/x-annot.fif"], "there is no folder nowhere to write x-annot.fif to"),
         (["--window-seconds", "0"], "--window-seconds must be above 0, not 0"),
         (["--stride-seconds", "-1"], "--stride-seconds must be above 0, not -1"),
     ],

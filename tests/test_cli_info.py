@@ -27,7 +27,8 @@ def test_in_words_and_pictures(tmp_path, capsys):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_picture_that_fails_leaves_the_report(tmp_path, capsys, as_json):
-    file, picture = write_edf(tmp_path / "a.edf"), tmp_path / "nowhere" / "x.png"
+    file, picture = write_edf(tmp_path / "a.edf"), tmp_path / "x.png"
+    picture.mkdir()
     status, out, err = info(capsys, file, "--picture", picture, *["--json"] * as_json)
     assert status == 1
     assert f"neurolm info: error: the picture {picture} of {file} cannot be drawn: " in err
@@ -38,6 +39,9 @@ def test_pictures_are_png(tmp_path, capsys):
     status, out, err = info(capsys, write_edf(tmp_path / "a.edf"), "--picture", tmp_path / "x.jpg")
     assert (status, out) == (2, "")
     assert "--picture draws PNG: name a .png file, not " in err
+    status, out, err = info(capsys, tmp_path / "a.edf", "--picture", tmp_path / "nowhere" / "x.png")
+    assert (status, out) == (2, "")
+    assert f"there is no folder {tmp_path / 'nowhere'} to write x.png to" in err
 
 
 def test_json_is_a_line_a_file_and_goes_on_after_a_bad_one(tmp_path, capsys):

@@ -132,6 +132,7 @@ def test_classifiers_have_tokens_too(models, recordings, wanted, capsys, tmp_pat
     ("arguments", "message"),
     [
         (["--output", "a.mat"], "--output is a file named .csv, .npz, .safetensors, not a.mat"),
+        (["--output", "nowhere/a.npz"], "there is no folder nowhere to write a.npz to"),
         (["--output", "a.npz", "--json"], "give --output or --json, not both"),
         (["--window-seconds", "-3"], "--window-seconds must be above 0, not -3"),
     ],

@@ -46,7 +46,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .console import FAILURES, Console, numbered, one_line, table
+from .console import FAILURES, Console, check_output, numbered, one_line, table
 from .question import add_question_options, check_question_options, open_pipeline
 from .reading import add_reading_options, add_window_options, check_model, check_window_options
 
@@ -91,6 +91,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     examples = [_example(text, options.parser) for text in options.example]
     if options.annotations and not options.annotations.endswith(ANNOTATION_SUFFIXES):
         options.parser.error(f"MNE wants --annotations to end in {', '.join(ANNOTATION_SUFFIXES)}")
+    for path in (options.csv, options.annotations):
+        check_output(path, options.parser)
     asked = {
         "task": options.task,
         "question": options.question,

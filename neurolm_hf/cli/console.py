@@ -1,5 +1,6 @@
 """What a command says: results on standard output, all else on standard error, one line each."""
 
+import argparse
 import json
 import shutil
 import sys
@@ -91,7 +92,15 @@ class Console:
 def one_line(error: BaseException, file: str | None = None) -> str:
     """The message of an error in one line, which names the file."""
     message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
     return message if file is None or file in message else f"{file}: {message}"
+
+
+def check_output(path: str | None, parser: argparse.ArgumentParser) -> None:
+    """Leaves with a message where a file could not be written, before hours are spent on what it should hold."""
+    if path and not Path(path).parent.is_dir():
+        parser.error(f"there is no folder {Path(path).parent} to write {Path(path).name} to")
 
 
 def numbered(path: str, number: int, count: int, suffix: str) -> Path:

@@ -31,7 +31,7 @@ be drawn (the rest is done), 2 wrong usage.
 
 import argparse
 
-from .console import FAILURES, Console, numbered, one_line
+from .console import FAILURES, Console, check_output, numbered, one_line
 
 
 HELP = "what is in a recording: channels, units, amplitudes, problems"
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """Tells what is in each file."""
     if options.picture and not options.picture.endswith(".png"):
         options.parser.error(f"--picture draws PNG: name a .png file, not {options.picture}")
+    check_output(options.picture, options.parser)
     from ..inspection import inspect_recording, plot_recording
 
     def tell(file: str, number: int) -> None:

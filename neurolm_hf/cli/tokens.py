@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import Console, numbered, table
+from .console import Console, check_output, numbered, table
 from .reading import add_reading_options, add_window_options, check_model, check_window_options, prepare_torch
 
 
@@ -92,6 +92,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         options.parser.error(f"--output is a file named {', '.join(SUFFIXES)}, not {options.output}")
     if options.output and options.json:
         options.parser.error("give --output or --json, not both")
+    check_output(options.output, options.parser)
     device = prepare_torch(options.device, console)
     console.progress(f"opening {options.model}")
     model, extractor = open_encoder(options.model)
