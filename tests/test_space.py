@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import mne
 import numpy as np
 import pytest
+import yaml
 from recording_files import make_eeg, write_brainvision, write_cnt, write_edf, write_gdf, write_set
 from tiny_pipeline import SLEEP, tiny_answerer, tiny_processor
 
@@ -25,6 +27,7 @@ import visit
 import words
 
 
+SPACE = Path(uploads.__file__).parent
 NAMES = ("EEG C3", "EEG C4", "EEG O2", "ECG")
 OWN = visit.Question(question="Is it?", candidate_answers=("Yes", "No", "Perhaps"))
 
@@ -380,3 +383,19 @@ def test_pictures_are_drawn_of_a_window(pipe: Any, opened: visit.Opened) -> None
     assert head.startswith("iVBOR")
     assert patches.startswith("iVBOR")
     assert unplaced == ["C3", "C4", "O2"]  # three electrodes span no map
+
+
+# --- what the Space says of itself
+
+
+def test_the_readme_says_what_holds() -> None:
+    text = (SPACE / "README.md").read_text()
+    _, metadata, words_of_it = text.split("---\n", 2)
+    space = yaml.safe_load(metadata)
+    assert (space["sdk"], space["app_file"]) == ("gradio", "app.py")
+    pinned = re.search(r"^gradio==(.*)$", (SPACE.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert space["sdk_version"] == pinned[1]
+    limits = f"{uploads.MAX_BYTES // uploads.MEGABYTE} MB and {visit.MAX_SECONDS // 60} minutes at most"
+    assert limits in words_of_it
+    assert {f"`{path.name}`" for path in SPACE.glob("*.py")} <= set(re.findall(r"`\w+\.py`", words_of_it))
