@@ -411,7 +411,8 @@ def test_a_cnt_is_read_in_its_own_width(tmp_path, dtype, n_samples):
 
 def test_a_fif_with_damaged_channels_raises(tmp_path):
     path = tmp_path / "night_raw.fif"
-    mne.io.RawArray(make_eeg(), mne.create_info(["C3", "C4", "Oz"], 200, "eeg"), verbose=False).save(path, verbose=False)
+    info = mne.create_info(["C3", "C4", "Oz"], 200, "eeg")
+    mne.io.RawArray(make_eeg(), info, verbose=False).save(path, verbose=False)
     content = bytearray(path.read_bytes())
     # the kind of a channel stands 72 bytes before its name
     kind = content.index(b"Oz\0") - 72
