@@ -109,6 +109,8 @@ def open_recording(path: PathOrStr) -> tuple[Any, list[str]]:
     failure = "cannot be read as EEG, it may be damaged or mislabelled"
     with _reading(path, failure, " Get the file again, if it is EEG.", kind) as said:
         raw = _mne_read(path, kind, found.options)
+        # a damaged FIF opens with channels of kinds that there are not
+        raw.get_channel_types()
     # MNE only warns of a FIF that ends between two buffers
     if cut := next((line for line in said if kind == "FIF" and line.startswith("Invalid tag")), None):
         raise ValueError(f"{path} is cut short or damaged: {cut.rstrip('.')}. Get the file again.")

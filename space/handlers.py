@@ -67,13 +67,19 @@ class Handlers:
         window = [parts.traces, parts.start, parts.ask_notice, parts.answered]
         report = [parts.opened, parts.files, parts.upload_notice, parts.found, parts.report, parts.asking, *window]
         progress: dict[str, Any] = {"show_progress_on": parts.upload_notice}
-        parts.files.upload(
-            self.open_upload, [parts.files, parts.unit, parts.choice], report, **queued, **progress
-        )  # fmt: skip
+        uploaded = [parts.files, parts.unit, parts.choice]
+        parts.files.upload(self.open_upload, uploaded, report, **queued, **progress)
         parts.rest.click(self.open_rest, parts.choice, report, **queued, **progress)
         parts.arithmetic.click(self.open_arithmetic, parts.choice, report, **queued, **progress)
         shown = [part for part in window if part is not parts.start]
-        parts.start.input(self.show_window, place, shown, **queued, show_progress="hidden", trigger_mode="always_last")
+        parts.start.input(
+            self.show_window,
+            [*place, parts.asked_about],
+            shown,
+            **queued,
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
         parts.earlier.click(self.show_earlier, place, window, **queued, show_progress="hidden")
         parts.later.click(self.show_later, place, window, **queued, show_progress="hidden")
         parts.choice.change(self.change_question, place, [parts.own, *window], **queued, show_progress="hidden")

@@ -145,7 +145,8 @@ CSS = """
 .odd ul { margin: .25rem 0 0; padding-left: 1.2rem; }
 .prose details { margin: .4rem 0; } .prose summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 .figure { display: block; width: 100%; max-width: 46rem; margin: 0 auto; background: #fff; border-radius: .4rem; }
-.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: .75rem; }
+.beside { margin-top: .75rem; display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
+  gap: .75rem; }
 .prose .scroll { overflow-x: auto; }
 .prose table { border-collapse: collapse; border: 0 !important; font-size: .875rem; width: 100%; margin: .5rem 0; }
 .prose th, .prose td { padding: .25rem .6rem; border: 0; border-bottom: 1px solid var(--border-color-primary);

@@ -38,8 +38,14 @@ def serve(source: str, upload_folder: Path) -> None:
     upload_folder.mkdir(parents=True, exist_ok=True)
     make_cpu_fast()
     page = build_page(source, upload_folder)
-    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+    # what Gradio would also do on a word of the environment is said here, one by one
     page.launch(
+        share=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        run_history=False,
         max_file_size=uploads.MAX_BYTES,
         state_session_capacity=MAX_VISITORS,
         show_error=False,

@@ -7,10 +7,8 @@ refers to files that were not uploaded. Its duration is checked when it is opene
 import os
 import re
 import shutil
-import struct
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +17,9 @@ from pathlib import Path
 MEGABYTE = 2**20
 MAX_BYTES = 50 * MEGABYTE
 MAX_FILES = 3
-# Of a MATLAB file, whose parts are packed.
-MAX_UNPACKED_BYTES = 4 * MAX_BYTES
 
-# The file to open -> how it begins. What is packed (.fif.gz), a folder (.mff) or read by a library of machine code
-# (ANT's .cnt) is left out.
+# The file to open -> how it begins. What is packed (.fif.gz), a folder (.mff), or read by compiled code that a damaged
+# file brings down, and all visitors with it (EEGLAB's .set, ANT's .cnt), is left out.
 _BEGINNINGS = {
     ".edf": (b"0       ",),
     ".bdf": (b"\xffBIOSEMI",),
@@ -31,13 +27,12 @@ _BEGINNINGS = {
     ".fif": (b"\x00\x00\x00\x64",),
     ".cnt": (b"Version ",),
     ".vhdr": (b"Brain Vision", b"BrainVision", b"\xef\xbb\xbfBrain"),
-    ".set": (b"MATLAB 5.0 MAT-file",),
 }
-_COMPANIONS = {".vhdr": (".eeg", ".vmrk", ".dat"), ".set": (".fdt",)}
-SUFFIXES = (*_BEGINNINGS, *(suffix for parts in _COMPANIONS.values() for suffix in parts))
+_PARTS = {".vhdr": (".eeg", ".vmrk", ".dat")}
+SUFFIXES = (*_BEGINNINGS, *_PARTS[".vhdr"])
 FORMATS = (
-    "One file: EDF, BDF, GDF, FIF, Neuroscan CNT, EEGLAB .set. Together in one upload: BrainVision's .vhdr, .eeg and "
-    ".vmrk; EEGLAB's .set and .fdt."
+    "One file: EDF, BDF, GDF, FIF or Neuroscan CNT. Together in one upload: BrainVision's .vhdr, .eeg and .vmrk. Save "
+    "others, such as EEGLAB's .set, as EDF."
 )
 
 
@@ -86,7 +81,7 @@ def recording_to_open(folder: Path) -> Path:
         raise ValueError(f"{files[0].name} is a part of a recording, and its header is missing. {FORMATS}")
     header = openable[0]
     parts = [path for path in files if path != header]
-    if len(openable) > 1 or any(path.suffix.lower() not in _COMPANIONS.get(header.suffix, ()) for path in parts):
+    if len(openable) > 1 or any(path.suffix.lower() not in _PARTS.get(header.suffix.lower(), ()) for path in parts):
         raise ValueError(f"These are several recordings: upload one at a time. {FORMATS}")
     with open(header, "rb") as file:
         beginning = file.read(32)
@@ -97,8 +92,6 @@ def recording_to_open(folder: Path) -> Path:
         )
     if header.suffix.lower() == ".vhdr":
         _check_references(header, {path.name for path in parts})
-    if header.suffix.lower() == ".set":
-        _check_unpacked_size(header)
     return header
 
 
@@ -155,24 +148,3 @@ def _check_references(header: Path, parts: set[str]) -> None:
                 f"{header.name} says {named[1]}={named[2]}, and no such file was uploaded with it. Upload the .vhdr, "
                 ".eeg and .vmrk files together, under the names written in the .vhdr."
             )
-
-
-def _check_unpacked_size(path: Path) -> None:
-    """The parts of a MATLAB file are packed, each apart: unpacked in small pieces, their bytes are counted."""
-    data = path.read_bytes()
-    words = struct.Struct("<2I" if data[126:128] == b"IM" else ">2I")
-    place, unpacked = 128, 0
-    while place + words.size <= len(data):
-        kind, size = words.unpack_from(data, place)
-        part, place = memoryview(data)[place + 8 : place + 8 + size], place + 8 + size
-        if kind != 15:  # only these are packed
-            continue
-        unpacker, rest = zlib.decompressobj(), bytes(part)
-        try:
-            while rest and not unpacker.eof and unpacked <= MAX_UNPACKED_BYTES:
-                unpacked += len(unpacker.decompress(rest, MEGABYTE))
-                rest = unpacker.unconsumed_tail
-        except zlib.error as error:
-            raise ValueError(f"{path.name} is damaged: a packed part of it cannot be unpacked.") from error
-    if unpacked > MAX_UNPACKED_BYTES:
-        raise ValueError(f"{path.name} holds more than {MAX_UNPACKED_BYTES / MEGABYTE:.0f} MB when it is unpacked.")

@@ -409,6 +409,20 @@ def test_a_cnt_is_read_in_its_own_width(tmp_path, dtype, n_samples):
         assert f"{bits} bits, and all 800 samples" in notes[0]
 
 
+def test_a_fif_with_damaged_channels_raises(tmp_path):
+    path = tmp_path / "night_raw.fif"
+    info = mne.create_info(["C3", "C4", "Oz"], 200, "eeg")
+    mne.io.RawArray(make_eeg(), info, verbose=False).save(path, verbose=False)
+    content = bytearray(path.read_bytes())
+    # the kind of a channel stands 72 bytes before its name
+    kind = content.index(b"Oz\0") - 72
+    assert content[kind : kind + 4] == b"\0\0\0\2"
+    content[kind] = 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as EEG, it may be damaged"):
+        open_recording(path)
+
+
 def test_a_damaged_cnt_raises(tmp_path):
     path = write_cnt(tmp_path / "a.cnt", make_eeg(3, 4) * 10, NAMES)
     content = path.read_bytes()

@@ -2,15 +2,16 @@
 
 import asyncio
 import os
+import re
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
 import mne
 import numpy as np
 import pytest
-from recording_files import make_eeg, write_brainvision, write_cnt, write_edf, write_gdf, write_set
+import yaml
+from recording_files import make_eeg, write_brainvision, write_cnt, write_edf, write_gdf
 from tiny_pipeline import SLEEP, tiny_answerer, tiny_processor
 
 from neurolm_hf import EEGQuestionAnsweringPipeline
@@ -25,6 +26,7 @@ import visit
 import words
 
 
+SPACE = Path(uploads.__file__).parent
 NAMES = ("EEG C3", "EEG C4", "EEG O2", "ECG")
 OWN = visit.Question(question="Is it?", candidate_answers=("Yes", "No", "Perhaps"))
 
@@ -97,16 +99,11 @@ def test_only_uploads_are_read(tmp_path: Path, edf: Path) -> None:
 def files_of_every_format(folder: Path) -> list[list[Path]]:
     data = make_eeg(3)
     found = [[write_edf(folder / "a.edf")], [write_gdf(folder / "a.gdf", data, NAMES[:3])]]
-    found += [
-        [write_cnt(folder / "a.cnt", data * 10, NAMES[:3])],
-        [write_set(folder / "a.set", data, NAMES[:3], fdt=False)],
-    ]
+    found += [[write_cnt(folder / "a.cnt", data * 10, NAMES[:3])]]
     raw = mne.io.RawArray(data * 1e-6, mne.create_info(["C3", "C4", "O2"], 200, "eeg"), verbose=False)
     raw.save(folder / "a_raw.fif", verbose=False)
     write_brainvision(folder / "b.vhdr", data, NAMES[:3])
-    write_set(folder / "c.set", data, NAMES[:3])
-    found += [[folder / "a_raw.fif"], sorted(folder.glob("b.*")), sorted(folder.glob("c.*"))]
-    return found
+    return [*found, [folder / "a_raw.fif"], sorted(folder.glob("b.*"))]
 
 
 def test_every_format_of_the_page_opens(tmp_path: Path, pipe: Any) -> None:
@@ -118,7 +115,7 @@ def test_every_format_of_the_page_opens(tmp_path: Path, pipe: Any) -> None:
         assert opened.prepared is not None, opened.refusal
         formats.append(opened.info.format)
         folder.rmdir()
-    assert formats == ["EDF", "GDF", "Neuroscan CNT", "EEGLAB", "FIF", "BrainVision", "EEGLAB"]
+    assert formats == ["EDF", "GDF", "Neuroscan CNT", "FIF", "BrainVision"]
 
 
 def brainvision(folder: Path, old: str, new: str) -> list[Path]:
@@ -134,9 +131,9 @@ def brainvision(folder: Path, old: str, new: str) -> list[Path]:
         (lambda f: [f("night.fif.gz", b"\x1f\x8b")], "of no format"),
         (lambda f: [f("night.edf", b"PK\x03\x04")], "is not what its name says: it does not begin as an? EDF file"),
         (lambda f: [f("night.cnt", b"RIFF" + bytes(99))], "does not begin as an? CNT"),
-        (lambda f: [f("a.set", b"\x89HDF\r\n" + bytes(999))], "does not begin as an? SET"),
+        (lambda f: [f("a.set", b"MATLAB 5.0 MAT-file")], "a.set is of no format .* such as EEGLAB's .set, as EDF"),
         (lambda f: [f("a.edf", b"0"), f("b.edf", b"0")], "several recordings"),
-        (lambda f: [f("a.edf", b"0"), f("b.fdt", b"0")], "several recordings"),
+        (lambda f: [f("a.edf", b"0"), f("b.vmrk", b"0")], "several recordings"),
         (lambda f: [f("b.eeg", b"0")], "b.eeg is a part of a recording, and its header is missing"),
         (lambda f: [f(f"{n}.edf", b"0") for n in range(4)], "3 files at most, and these are 4"),
     ],
@@ -168,34 +165,15 @@ def test_a_header_opens_no_other_file(tmp_path: Path, old: str, new: str) -> Non
         pass
 
 
-def test_a_fif_and_a_set_open_no_other_file(tmp_path: Path, pipe: Any) -> None:
-    secret = tmp_path / "secret"
-    visible = tmp_path / "visible"
-    secret.mkdir()
-    visible.mkdir()
-    write_set(secret / "other.set", make_eeg(3), NAMES[:3])
-    path = write_set(visible / "mine.set", make_eeg(3), NAMES[:3])
-    content = path.read_bytes()
-    assert content.count(b"mine.fdt") == 1
-    # as long as before: the name is a field of known length
-    os.rename(secret / "other.fdt", tmp_path / "x.fdt")
-    (visible / "mine.fdt").unlink()
-    path.write_bytes(content.replace(b"mine.fdt", b"../x.fdt"))
-    with pytest.raises(ValueError, match="refers to a file that was not uploaded"):
-        visit.read_recording(path, pipe.processor.feature_extractor)
-
-
-def test_a_matlab_file_is_not_unpacked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_UNPACKED_BYTES", 5 * uploads.MEGABYTE)
-    head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
-    packed = zlib.compress(bytes(8 * uploads.MEGABYTE))
-    path = tmp_path / "bomb.set"
-    path.write_bytes(head + (15).to_bytes(4, "little") + len(packed).to_bytes(4, "little") + packed)
-    with pytest.raises(ValueError, match="more than 5 MB when it is unpacked"):
-        uploads.recording_to_open(tmp_path)
-    path.write_bytes(head + (15).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"nope")
-    with pytest.raises(ValueError, match="is damaged"):
-        uploads.recording_to_open(tmp_path)
+def test_parts_of_a_recording_elsewhere_are_not_read(tmp_path: Path, pipe: Any) -> None:
+    """The second wall, behind the look at the header: where the data come from in the end."""
+    (tmp_path / "visit").mkdir()
+    header = write_brainvision(tmp_path / "visit" / "b.vhdr", make_eeg(3), NAMES[:3])
+    assert visit.read_recording(header, pipe.processor.feature_extractor).prepared is not None
+    header.with_suffix(".eeg").rename(tmp_path / "b.eeg")
+    header.write_text(header.read_text().replace("DataFile=b.eeg", "DataFile=../b.eeg"))
+    with pytest.raises(ValueError, match=r"b.vhdr refers to a file that was not uploaded with it"):
+        visit.read_recording(header, pipe.processor.feature_extractor)
 
 
 def test_large_uploads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edf: Path) -> None:
@@ -380,3 +358,19 @@ def test_pictures_are_drawn_of_a_window(pipe: Any, opened: visit.Opened) -> None
     assert head.startswith("iVBOR")
     assert patches.startswith("iVBOR")
     assert unplaced == ["C3", "C4", "O2"]  # three electrodes span no map
+
+
+# --- what the Space says of itself
+
+
+def test_the_readme_says_what_holds() -> None:
+    text = (SPACE / "README.md").read_text()
+    _, metadata, words_of_it = text.split("---\n", 2)
+    space = yaml.safe_load(metadata)
+    assert (space["sdk"], space["app_file"]) == ("gradio", "app.py")
+    pinned = re.search(r"^gradio==(.*)$", (SPACE.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert space["sdk_version"] == pinned[1]
+    limits = f"{uploads.MAX_BYTES // uploads.MEGABYTE} MB and {visit.MAX_SECONDS // 60} minutes at most"
+    assert limits in words_of_it
+    assert {f"`{path.name}`" for path in SPACE.glob("*.py")} <= set(re.findall(r"`\w+\.py`", words_of_it))
