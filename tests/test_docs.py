@@ -255,9 +255,12 @@ PRINTED = {
         "Workload | Question: Is this EEG segment of high workload? | ['No', 'Yes']",
         "19 kept: FP1",
         "torch.Size([16, 76])",
+        "60-64 s: ",
     ),
+    "recordings.md": ("Fc5. -> FC5", "['FC5', 'T3', 'FP1', 'C3-P3', None]"),
+    "classifiers.md": ("{0: 'No', 1: 'Yes'} torch.Size([16, 2])",),
     "model.md": ("torch.Size([15, 76, 200])", "[SEP]Question: "),
-    "own-task.md": ("{'train': 124, 'validation': 62, 'test': 62}", "'FC5', 'T3', 'FP1'"),
+    "own-task.md": ("{'train': 124, 'validation': 62, 'test': 62}",),
     "command-line.md": ("(16, 4, 19)",),
     "evaluation.md": ("balanced accuracy", "'roc_auc': 0.75"),
 }
