@@ -1,9 +1,11 @@
 # Every target sets up what it needs in .venv, once: `make demo` works on a fresh clone.
 #   make PYTHON=python3.12 test                       another Python (3.11 or newer) to build .venv with
 #   make RECORDINGS=../shared/recordings/eegmat demo  the demo on a folder of your own recordings
+#   make MODEL=adapter space                          the page with another model
 
 PYTHON ?= python3
 RECORDINGS ?=
+MODEL ?= demo-output/model
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -13,7 +15,7 @@ CHECKED := neurolm_hf scripts tests docs space $(wildcard benchmarks)
 TYPED := neurolm_hf scripts space $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-slow lint bench
+.PHONY: help install demo space docs test test-slow lint bench
 
 help:  ## List these targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +24,9 @@ install: $(INSTALLED)  ## Set up .venv with the pinned versions of constraints.t
 
 demo: $(INSTALLED)  ## From raw EDF files to answers on held-out subjects, in demo-output/ (RECORDINGS=folder: on yours)
 	$(RUN) scripts/demo.py --output demo-output $(if $(RECORDINGS),--recordings "$(RECORDINGS)")
+
+space: $(INSTALLED)  ## The page to click on, with the demo's model (MODEL=folder or Hub id: with another)
+	NEUROLM_MODEL="$(MODEL)" $(RUN) space/app.py
 
 docs: $(INSTALLED)  ## The documentation as a site of files, in site/
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
