@@ -5,7 +5,6 @@ This is what a report of the recording shows; nothing here draws.
 
 import copy
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from transformers.utils.logging import tqdm
 
 from .inspection import RecordingInfo
 from .pipeline_neurolm import Asked, EEGQuestionAnsweringPipeline
-from .processing_neurolm import EEGFeatureExtractor, EEGSegment, PreparedEEG
+from .processing_neurolm import EEGFeatureExtractor, PreparedEEG, eeg_codes
 from .recording_figures import spread
 from .stages import bare_language_model
 
@@ -154,19 +153,9 @@ def read_recording(
         probabilities.append(pipe.score(asked, segments).softmax(dim=1).numpy())
         if not has_codes:
             continue
-        inputs = eeg_inputs(extractor, segments, pipe.model)
-        with torch.no_grad():
-            of_batch = pipe.model.get_eeg_codes(**inputs).cpu().numpy()
+        of_batch = eeg_codes(extractor.collate([[one] for one in segments], [], "pt"), pipe.model).cpu().numpy()
         codes += [row[: one.n_patches].reshape(-1, channels).T for row, one in zip(of_batch, segments, strict=True)]
     return Reading(pipe, asked, extractor, prepared[0], spans, of_all, np.concatenate(probabilities), codes, info)
-
-
-def eeg_inputs(extractor: EEGFeatureExtractor, segments: Sequence[EEGSegment], model: Any) -> dict[str, torch.Tensor]:
-    """Inputs of a model's encoder, one row a window, where the model is."""
-    batch = extractor.collate([[one] for one in segments], [], "pt")
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    inputs["input_values"] = inputs["input_values"].to(model.dtype)
-    return inputs
 
 
 def _unfiltered(

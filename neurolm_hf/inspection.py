@@ -38,6 +38,8 @@ BLOCK_SECONDS = 60
 FIRST_ANNOTATIONS = 5
 AMPLITUDE = "1.4826 x median absolute deviation within seconds, before filtering (preparation judges after filtering)"
 # MNE's channel types that are voltages.
+CHANNEL_COLUMNS = ("channel", "reads as", "type", "unit", "rate", "amplitude")
+
 _VOLTAGES = {"eeg", "eog", "ecg", "emg", "bio", "seeg", "ecog", "dbs"}
 _GREY = "#767676"
 _PLOTTED_AT_MOST = 40
@@ -279,13 +281,13 @@ def _total_bytes(path: PathOrStr, raw: Any) -> int:
 
 
 def _table(channels: Sequence[ChannelInfo]) -> list[str]:
-    header = ("channel", "reads as", "type", "unit", "rate", "amplitude", "")
-    rows = [header, *(_table_row(channel) for channel in channels)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    rows = [(*CHANNEL_COLUMNS, ""), *(channel_row(channel) for channel in channels)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def _table_row(channel: ChannelInfo) -> tuple[str, ...]:
+def channel_row(channel: ChannelInfo) -> tuple[str, ...]:
+    """What a table says of a channel: a cell for each of `CHANNEL_COLUMNS`, and one for what is odd about it."""
     remarks = [channel.left_out, "flat" if channel.flat else None, "clipped" if channel.clipped else None]
     return (
         channel.name,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import __version__
-from .answered_recording import Reading, Spectra, check_decoder, eeg_inputs, measure_spectra, read_recording
+from .answered_recording import Reading, Spectra, check_decoder, measure_spectra, read_recording
 from .channels_neurolm import join_words
 from .figures import perplexity, plot_reconstruction
 from .inspection import inspect_recording
@@ -313,7 +313,9 @@ def _reconstruction_section(reading: Reading, tokenizer: "NeuroLMVQModel | None"
     window = reading.most_confident(1)[0]
     start, end = reading.time(window)
     segment = reading.extractor.segment_at(reading.prepared, *reading.spans[window])
-    inputs = eeg_inputs(reading.extractor, [segment], tokenizer)
+    batch = reading.extractor.collate([[segment]], [], "pt")
+    inputs = {name: tensor.to(tokenizer.device) for name, tensor in batch.items()}
+    inputs["input_values"] = inputs["input_values"].to(tokenizer.dtype)
     del inputs["eeg_segment_ids"]
     with torch.no_grad():
         outputs = tokenizer.eval()(**inputs)

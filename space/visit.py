@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from neurolm_hf.inspection import RecordingInfo, inspect_recording
 from neurolm_hf.occlusion import AnswerImportance, window_importance
 from neurolm_hf.pipeline_neurolm import Asked, EEGQuestionAnsweringPipeline
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor, EEGSegment, PreparedEEG
+from neurolm_hf.processing_neurolm import EEGFeatureExtractor, EEGSegment, PreparedEEG, eeg_codes
 from neurolm_hf.reading_neurolm import open_recording
 
 
@@ -154,13 +153,10 @@ def answer(pipe: EEGQuestionAnsweringPipeline, window: Window) -> dict[str, floa
     return dict(zip(window.asked.question.answers, scores[0].softmax(0).tolist(), strict=True))
 
 
-@torch.no_grad()
 def tokens(pipe: EEGQuestionAnsweringPipeline, window: Window) -> NDArray[np.int64]:
     """The VQ tokens of a window, (channels, seconds)."""
     batch = window.extractor.collate([[window.segment]], return_tensors="pt")
-    inputs = {name: tensor.to(pipe.model.device) for name, tensor in batch.items()}
-    inputs["input_values"] = inputs["input_values"].to(pipe.model.dtype)
-    codes = pipe.model.get_eeg_codes(**inputs)[0, : window.segment.n_patches]
+    codes = eeg_codes(batch, pipe.model)[0, : window.segment.n_patches]
     return codes.reshape(window.seconds, -1).T.cpu().numpy()
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from visit import Opened, Window
 
 from neurolm_hf.channels_neurolm import join_words
-from neurolm_hf.inspection import ChannelInfo, RecordingInfo
+from neurolm_hf.inspection import CHANNEL_COLUMNS, RecordingInfo, channel_row
 from neurolm_hf.page import Html, bullets, paragraph, table
 from neurolm_hf.processing_neurolm import EEGReport
 
@@ -74,7 +74,8 @@ def report(opened: Opened) -> str:
     if problems:
         listed = bullets(map(for_visitors, problems))
         parts.append(f'<div class="odd"><strong>Worth a look</strong>{listed}</div>')
-    channels = table(_COLUMNS, map(_channel_row, info.channels), caption="Amplitudes are of the unfiltered signal.")
+    titles = [*(column.capitalize() for column in CHANNEL_COLUMNS), "Remark"]
+    channels = table(titles, map(channel_row, info.channels), caption="Amplitudes are of the unfiltered signal.")
     parts.append(_folded(f"All {len(info.channels)} channels", channels))
     if prepared is not None:
         parts.append(_folded("What was done to the signal", *_steps(prepared.report)))
@@ -130,22 +131,6 @@ def beside(*pictures: str) -> str:
 def span(window: Window) -> str:
     """Where a window lies."""
     return f"{window.start} to {window.start + window.seconds} s"
-
-
-_COLUMNS = ("Channel", "Reads as", "Type", "Unit", "Rate", "Amplitude", "Remark")
-
-
-def _channel_row(one: ChannelInfo) -> tuple[str, ...]:
-    remarks = [one.left_out, "flat" if one.flat else None, "clipped" if one.clipped else None]
-    return (
-        one.name,
-        one.resolved or "left out",
-        one.kind or "",
-        one.unit or "",
-        f"{one.sampling_rate:g} Hz",
-        "" if one.amplitude is None else f"{one.amplitude:.3g} µV",
-        join_words(remark for remark in remarks if remark),
-    )
 
 
 def _facts(info: RecordingInfo) -> str:

@@ -1,13 +1,13 @@
 """Both reports in headless Chromium: on a desktop, on a phone and on paper, complete without network or script."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chromium import chromium, needs_chromium
 from prepared_folders import write_prepared
 from recording_files import write_edf
 from stage_folders import write_language_model, write_text_model, write_tokenizer, write_vq
@@ -21,12 +21,6 @@ from neurolm_hf.starting_models import load_vq
 from neurolm_hf.tasks import load_task
 
 
-CHROMIUM = shutil.which("chromium")
-# no calls home, and no sandbox, which a container has no room for
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 REPORTS = ("recording", "checkpoint", "tokenizer")
 # Reads whether a page is wider than its screen, and what becomes of its pictures, tables and headings.
@@ -49,10 +43,7 @@ LOOK = """async () => {
   };
 }"""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +75,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -176,15 +176,6 @@ def _usage_problem(options: argparse.Namespace) -> str | None:
 
 def _text_tokenizer(source: str) -> "PreTrainedTokenizerBase | None":
     """The text tokenizer, or None for `none`."""
-    if source == "none":
-        return None
-    from ..processing_neurolm import build_text_tokenizer
+    from ..starting_models import read_text_tokenizer
 
-    try:
-        return build_text_tokenizer(source)
-    except (ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"the text tokenizer {source!r} cannot be read: {reason}. Give a folder with encoder.json and vocab.bpe, "
-            "or none."
-        ) from error
+    return None if source == "none" else read_text_tokenizer(source)
