@@ -246,14 +246,16 @@ class NeuroLMConfig(PreTrainedConfig):
         if self.tasks is None:
             self.tasks = []
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        kwargs.setdefault("custom_pipelines", {name: dict(how) for name, how in CUSTOM_PIPELINES.items()})
+        kwargs.pop("custom_pipelines", None)
+        if __package__ != "neurolm_hf":
+            # the package's own is registered, and needs no trust in what lies in a folder
+            kwargs["custom_pipelines"] = {name: dict(how) for name, how in CUSTOM_PIPELINES.items()}
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         output: dict[str, Any] = super().to_dict()
-        # `transformers.pipeline` puts classes in place of the names that it reads in a config
-        for how in output.get("custom_pipelines", {}).values():
-            how["pt"] = [name if isinstance(name, str) else name.__name__ for name in how["pt"]]
+        # not what is in memory, where `transformers.pipeline` puts classes in place of names
+        output["custom_pipelines"] = {name: dict(how) for name, how in CUSTOM_PIPELINES.items()}
         return output
 
     @classmethod

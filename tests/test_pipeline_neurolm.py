@@ -269,6 +269,15 @@ def test_a_pipeline_in_bfloat16_can_be_saved_and_opened(model: Any, processor: A
     assert_same(again(as_raw(4), task="Workload"), half(as_raw(4), task="Workload"))
 
 
+def test_with_the_package_a_folder_s_code_needs_no_trust(pipe: Any, tmp_path: Path) -> None:
+    pipe.model.save_pretrained(tmp_path)
+    pipe.processor.save_pretrained(tmp_path)
+    (tmp_path / "pipeline_neurolm.py").write_text("raise RuntimeError('this was run')")
+    opened = pipeline(NAME, model=str(tmp_path), device="cpu")
+    assert type(opened) is EEGQuestionAnsweringPipeline
+    assert_same(opened(as_raw(4), task="Workload"), pipe(as_raw(4), task="Workload"))
+
+
 def test_names_outside_the_vocabulary_as_the_task_says(model: Any, processor: Any) -> None:
     array = as_dict(2) | {"ch_names": ["C3", "C4", "Elbow"]}
     for entry, is_read in (({"unknown_channels": "drop"}, True), ({"unknown_channels": "raise"}, False), ({}, False)):
