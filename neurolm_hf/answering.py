@@ -89,7 +89,7 @@ def open_model(source: str, device: str = "cpu") -> Answering:
         device: where it is to run.
 
     Raises:
-        ValueError: it is something else, or has no text tokenizer.
+        ValueError: it is something else, or has no text tokenizer, or there is no such device.
         OSError: it cannot be read, or the model of an adapter cannot.
         ImportError: an adapter, without peft.
     """
@@ -108,7 +108,18 @@ def open_model(source: str, device: str = "cpu") -> Answering:
     if processor.tokenizer is None:
         raise ValueError(f"{home} has no text tokenizer, without which nothing can be asked.")
     config = NeuroLMConfig.from_pretrained(source) if home == source else None
-    return Answering(source, model.to(device).eval(), processor, config)
+    try:
+        model.to(device)
+    # PyTorch without CUDA fails an assertion
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"The model cannot be put on the device {device!r}: {error}") from error
+    return Answering(source, model.eval(), processor, config)
+
+
+def folder_and_split(place: str) -> tuple[str, str]:
+    """A prepared set's folder and the split behind its colon, which is the test split otherwise: `prepared/hmc:train`."""
+    folder, colon, split = place.rpartition(":")
+    return (folder, split) if colon and split in PARTS else (place, "test")
 
 
 def open_set(place: str) -> EvaluationSet:
@@ -121,9 +132,7 @@ def open_set(place: str) -> EvaluationSet:
         ValueError: nothing is asked about these windows, the split has none, or the folder is no finished set.
         FileNotFoundError: no such folder.
     """
-    folder, colon, split = place.rpartition(":")
-    if not colon or split not in PARTS:
-        folder, split = place, "test"
+    folder, split = folder_and_split(place)
     task = prepared_task(folder)
     if task.question is None:
         raise ValueError(

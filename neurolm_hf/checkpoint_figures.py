@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, drawing, matrix, panels
+from .metrics import CALIBRATION_BINS
 
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ BANDS = (
     ("13 to 30 Hz", 13.0, 30.0, VERMILION, "D"),
     ("30 Hz and above", 30.0, np.inf, PURPLE, "P"),
 )
-RELIABILITY_BINS = 10
 
 
 @drawing
@@ -81,12 +81,12 @@ def plot_reliability(confidence: ArrayLike, is_right: ArrayLike) -> "Figure":
     given, right = np.asarray(confidence, dtype=float), np.asarray(is_right, dtype=bool)
     if given.shape != right.shape or given.ndim != 1 or not given.size:
         raise ValueError(f"confidence {given.shape} and is_right {right.shape} must be (windows,)")
-    edges = np.linspace(0, 1, RELIABILITY_BINS + 1)
-    bins = np.minimum((given * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
-    counts = np.bincount(bins, minlength=RELIABILITY_BINS)
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    bins = np.minimum((given * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
     filled = counts > 0
     mean, share = (
-        np.bincount(bins, weights=values, minlength=RELIABILITY_BINS)[filled] / counts[filled]
+        np.bincount(bins, weights=values, minlength=CALIBRATION_BINS)[filled] / counts[filled]
         for values in (given, right.astype(float))
     )
     figure, (axis, below) = panels(2, height=2.2)
@@ -95,6 +95,6 @@ def plot_reliability(confidence: ArrayLike, is_right: ArrayLike) -> "Figure":
     axis.plot(mean, share, "o-", color=BLUE, linewidth=1.6, label="This model")
     axis.set(ylabel="Share that is right", xlim=(0, 1), ylim=(-0.03, 1.03))
     axis.legend(loc="upper left")
-    below.bar(edges[:-1], counts, width=1 / RELIABILITY_BINS, align="edge", color=GREEN, edgecolor="white")
+    below.bar(edges[:-1], counts, width=1 / CALIBRATION_BINS, align="edge", color=GREEN, edgecolor="white")
     below.set(ylabel="Windows", xlim=(0, 1), xlabel="Probability of the likeliest answer")
     return figure

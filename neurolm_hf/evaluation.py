@@ -226,7 +226,7 @@ def evaluate_set(
     if as_reference:
         names = [name for name in names if name in task.metrics]
         windows, probabilities, written = _reference_answers(given, answering, batch_size)
-        notes.append("The model's scores are of hard answers, those of the baseline of probabilities.")
+        notes.append("All scores are of hard answers, those of the baseline too.")
     else:
         windows, probabilities = _scored_answers(given, answering, batch_size)
         if written_windows:
@@ -234,6 +234,8 @@ def evaluate_set(
     model = judge(windows, probabilities, names)
     notes += _notes_of_scores(model.scores, windows)
     plain, why_not = baseline_of_set(given, windows)
+    if as_reference and plain is not None:
+        plain = np.eye(plain.shape[1])[plain.argmax(axis=1)]
     baseline = None if plain is None else judge(windows, plain, names)
     if baseline is None:
         notes.append(f"There is no baseline: {why_not}")

@@ -105,14 +105,14 @@ class Evaluation:
     def _scores(self, result: Result, level: str) -> list[str]:
         """Markdown of one result under a heading of a level: scores, notes, what was written."""
         head = ["", *(TITLES[name] for name in result.metrics)]
-        given = {self.name: result.model, BASELINE: result.baseline}
+        given = {plain_text(self.name): result.model, BASELINE: result.baseline}
         rows = [[who, *map(with_interval, scores.values())] for who, scores in given.items() if scores is not None]
         if result.difference is not None:
             rows.append([DIFFERENCE, *map(as_difference, result.difference.values())])
         rows.append([CHANCE, *map(with_interval, result.chance.values())])
         for one in result.published:
             figures = [f"{one.metrics[name]:.3f}" if name in one.metrics else UNDEFINED for name in result.metrics]
-            rows.append([f"{one.name}, published ({one.source})", *figures])
+            rows.append([plain_text(f"{one.name}, published ({one.source})"), *figures])
         counts = ", ".join(f"{plain_text(answer)} {count:,}" for answer, count in result.windows.items())
         windows = sum(result.windows.values())
         title = f"{level} {plain_text(result.task)}, {result.split}: {windows:,} windows of {result.subjects} subjects"
@@ -126,7 +126,7 @@ class Evaluation:
     def _by_subject(self, result: Result) -> list[str]:
         head = ["subject", "windows", *(TITLES[name] for name in result.metrics)]
         of_subjects = [
-            [row["subject"], f"{row['windows']:,}", *(_figure(row[name]) for name in result.metrics)]
+            [plain_text(str(row["subject"])), f"{row['windows']:,}", *(_figure(row[name]) for name in result.metrics)]
             for row in result.by_subject
         ]
         return [f"{plain_text(self.name)}, subject by subject:\n", markdown_table(head, of_subjects)]

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import PipelineChunkIterator
+from transformers.utils import logging
 
 from .processing_neurolm import (
     EEGFeatureExtractor,
@@ -27,6 +29,8 @@ from .processing_neurolm import (
     write_prompt,
 )
 
+
+logger = logging.get_logger(__name__)
 
 # Tokens that a free answer may take where nothing says how long the allowed ones are.
 FREE_TOKENS = 32
@@ -290,6 +294,12 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         # an adapter hands this on to the model that it wraps
         self.model.warn_if_untuned()
         asks = self._question(task, question, candidate_answers)
+        taught = self.model.config.tasks
+        if taught and asks.text not in {entry["question"] for entry in taught}:
+            logger.warning_once(
+                f"The model was never tuned on the question {asks.text!r}, so its answers may mean nothing; it was "
+                f"tuned on {', '.join(entry['name'] for entry in taught)}."
+            )
         asked = self._asked(asks, examples, window_seconds, unknown_channels, unit)
         extractor = self._extractor(asks, window_seconds, stride_seconds)
         return {"asked": asked, "extractor": extractor, "unknown_channels": unknown_channels, "unit": unit}
@@ -403,6 +413,8 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
             if isinstance(candidate_answers, str):
                 raise ValueError(f"candidate_answers is a list of texts, not the one text {candidate_answers!r}.")
             answers = tuple(candidate_answers or ())
+            if not all(isinstance(answer, str) for answer in answers):
+                raise ValueError(f"candidate_answers are texts, got {list(answers)}.")
             if len(answers) == 1 or len(set(answers)) < len(answers) or any(not a.strip() for a in answers):
                 raise ValueError(f"candidate_answers must be two or more different texts, got {list(answers)}.")
             if len({is_lettered([answer]) for answer in answers}) > 1:
@@ -441,7 +453,12 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         completions = [continuation_ids(tokenizer, write_completion(answer, end)) for answer in question.answers]
         asked = Asked(question, prompt, completions)
         extractor = self._extractor(question, window_seconds, None)
-        for number, (recording, *start, answer) in enumerate(examples):
+        for number, example in enumerate(examples):
+            if not isinstance(example, (tuple, list)) or len(example) not in (2, 3):
+                raise ValueError(f"examples: example {number} is (recording, answer) or (recording, start, answer).")
+            recording, *start, answer = example
+            if start and not isinstance(start[0], (int, float)):
+                raise ValueError(f"examples: the start of example {number} is a number of seconds, not {start[0]!r}.")
             if question.answers and answer not in question.answers:
                 raise ValueError(
                     f"examples: {answer!r} of example {number} is none of the answers {', '.join(question.answers)}."
@@ -511,6 +528,10 @@ def _prepare_anew(
 ) -> list[PreparedEEG]:
     if unknown_channels is None:
         unknown_channels = question.unknown_channels
+    if isinstance(recording, np.ndarray):
+        raise ValueError(
+            "An array does not say what it is: give a dict with eeg (the array), ch_names, sampling_rate and unit."
+        )
     arguments: dict[str, Any] = {} if unit is None else {"unit": unit}
     if isinstance(recording, Mapping):
         if wrong := sorted(recording.keys() ^ ARRAY_KEYS):

@@ -103,6 +103,8 @@ def evaluate(options: Arguments) -> Evaluation:
         check_recipe(given, answering)
         for doubt in answering.doubts(given):
             print(f"warning: {given.task.name}: {doubt}", file=sys.stderr)
+    # hours of scoring must not end at a folder that cannot be made
+    Path(options.output_dir).mkdir(parents=True, exist_ok=True)
     results = [
         evaluate_set(
             given,

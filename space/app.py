@@ -7,6 +7,8 @@ is not set, a new folder that is removed at the end); Gradio's own, such as GRAD
 import atexit
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +20,8 @@ def main() -> None:
     if "GRADIO_TEMP_DIR" not in os.environ:
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="neurolm-space-")
         atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+        # whoever stops a server sends this, which would end the process without what is registered
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from serving import serve
 
     serve(os.environ.get("NEUROLM_MODEL", ""), Path(os.environ["GRADIO_TEMP_DIR"]))

@@ -35,8 +35,9 @@ def test_reliability_is_the_share_right_by_confidence():
     confidence = [0.55, 0.55, 0.95, 0.95, 0.91, 1.0]
     axis, below = plot_reliability(confidence, [True, False, True, True, True, False]).axes
     line = next(line for line in axis.lines if line.get_label() == "This model")
-    np.testing.assert_allclose(line.get_xdata(), [0.55, (0.95 + 0.95 + 0.91 + 1) / 4])
-    np.testing.assert_allclose(line.get_ydata(), [0.5, 0.75])
-    assert [patch.get_height() for patch in below.patches] == [0, 0, 0, 0, 0, 2, 0, 0, 0, 4]
+    # fifteen bins, as of the calibration error
+    np.testing.assert_allclose(line.get_xdata(), [0.55, 0.91, (0.95 + 0.95 + 1) / 3])
+    np.testing.assert_allclose(line.get_ydata(), [0.5, 1, 2 / 3])
+    assert [patch.get_height() for patch in below.patches] == [*[0] * 8, 2, *[0] * 4, 1, 3]
     with pytest.raises(ValueError, match="must be"):
         plot_reliability([0.5], [True, False])

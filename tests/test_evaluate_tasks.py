@@ -174,6 +174,7 @@ def test_as_the_reference_scores(folders, tmp_path, capsys):
         (["--model", "{model}", "--data", "{root}/absent"], "holds no prepared recordings"),
         (["--model", "{vq}", "--data", "{workload}"], "is a neurolm_vq, which answers nothing"),
         (["--model", "{root}/absent", "--data", "{workload}"], "is no folder here, nor can it be read"),
+        (["--model", "{model}", "--data", "{workload}", "--device", "nowhere"], "be put on the device 'nowhere'"),
     ],
 )
 def test_what_cannot_be_evaluated(folders, arguments, message, tmp_path, monkeypatch):
@@ -184,6 +185,14 @@ def test_what_cannot_be_evaluated(folders, arguments, message, tmp_path, monkeyp
     assert status.startswith("error: ")
     assert message in status
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told_of_before_the_scoring(folders, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setattr(script_module("evaluate_tasks"), "evaluate_set", None)
+    status = evaluate("--model", folders["model"], "--data", folders["workload"], "--output-dir", tmp_path / "taken")
+    assert status.startswith("error: ")
+    assert "taken" in status
 
 
 @pytest.mark.parametrize(

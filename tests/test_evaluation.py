@@ -278,6 +278,8 @@ def test_scoring_as_the_reference_does(answering, workload, monkeypatch):
     assert (result.written.windows, result.written.unparseable) == (12, 0.5)
     assert result.written.examples == [" Maybe ", f" Yes{end}"]
     assert any("of hard answers" in note for note in result.notes)
+    # of two hard answers, the area under the curve is the balanced accuracy
+    assert result.baseline["roc_auc"].value == pytest.approx(result.baseline["balanced_accuracy"].value)
 
 
 def test_published_figures_stand_beside_the_published_set_only(answering, workload, monkeypatch):

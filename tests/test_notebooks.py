@@ -62,7 +62,7 @@ def test_a_notebook_runs(path: Path, clone: Path, monkeypatch: pytest.MonkeyPatc
         assert "(19, 800) channels and samples" in text
         assert "balanced accuracy" in text
         assert text.count("mean probability of Yes") == 2
-        assert (clone / "demo-output/notebook/adapter/adapter_config.json").is_file()
+        assert (clone / "notebook-output/adapter/adapter_config.json").is_file()
 
 
 def read(path: Path) -> Any:

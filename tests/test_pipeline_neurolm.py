@@ -345,6 +345,9 @@ def test_annotations_lie_where_the_windows_are(pipe: Any, tmp_path: Path) -> Non
         ({"task": "Workload", "prior": {"Yes": 1.0}}, "prior must give each of No, Yes"),
         ({"task": "Workload", "prior": {"Yes": 1.0, "No": float("nan")}}, "prior must give each of No, Yes"),
         ({"question": "Why?", "candidate_answers": "Yes"}, "a list of texts"),
+        ({"question": "Why?", "candidate_answers": [1, 2]}, "are texts, got"),
+        ({"task": "Workload", "examples": [(as_raw(2), "x", "Yes")]}, "start of example 0 is a number of seconds"),
+        ({"task": "Workload", "examples": [("Yes",)]}, "example 0 is .recording, answer. or"),
         ({"task": "Workload", "stride_seconds": 0}, "stride_seconds is a whole number of samples"),
         ({"task": "Workload", "window_seconds": 2.5}, "window_seconds is a whole number of at least 1"),
         ({"task": "Workload", "window_seconds": 0}, "window_seconds is a whole number of at least 1"),
@@ -360,6 +363,8 @@ def test_wrong_arguments_and_arrays_are_named(pipe: Any) -> None:
         pipe(as_raw(4), windows_seconds=2)
     with pytest.raises(ValueError, match="missing or unknown: unit"):
         pipe({"eeg": microvolts(4), "ch_names": CHANNELS, "sampling_rate": RATE}, task="Workload")
+    with pytest.raises(ValueError, match="give a dict with eeg"):
+        pipe(microvolts(4), task="Workload")
     with pytest.raises(ValueError, match="no channel O2"):
         pipe(as_raw(4).pick(["C3", "C4"]), task="Sleep")
 

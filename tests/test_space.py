@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,22 @@ def test_large_uploads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = tmp_path / "uploads"
     with pytest.raises(ValueError, match="this page reads 0 MB at most"), uploads.taken(received(folder, edf), folder):
         pass
+
+
+@pytest.mark.slow
+def test_a_server_that_is_told_to_stop_leaves_no_uploads(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(SPACE.parent), "PYTHONUNBUFFERED": "1"}
+    environment.pop("GRADIO_TEMP_DIR", None)
+    command = [sys.executable, str(SPACE / "app.py")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        while "Running" not in (line := server.stdout.readline()):
+            assert line, "the server has ended"
+        (folder,) = tmp_path.glob("neurolm-space-*")
+        (folder / "upload.edf").write_text("a recording")
+        server.terminate()
+        server.wait(timeout=30)
+    assert not folder.exists()
 
 
 def test_what_nobody_came_back_for_is_removed(tmp_path: Path) -> None:

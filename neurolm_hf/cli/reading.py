@@ -1,6 +1,7 @@
 """What the commands that read with a model have in common: how they read, and where they compute."""
 
 import argparse
+import os
 from pathlib import Path
 
 from .console import Console
@@ -54,6 +55,8 @@ def check_model(source: str, parser: argparse.ArgumentParser) -> None:
 def load_transformers(console: Console) -> None:
     """Loads PyTorch and transformers, which takes seconds, and turns bars off that would end up in log files."""
     console.progress("loading PyTorch")
+    # where DeepSpeed is installed, it would tell the standard output which accelerator it has found
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 

@@ -107,12 +107,10 @@ def _of_a_recording(options: argparse.Namespace, console: Console) -> Path:
 
 def _of_a_checkpoint(options: argparse.Namespace, console: Console) -> Path:
     prepare_torch("cpu", console)
+    from ..answering import folder_and_split
     from ..checkpoint_report import write_checkpoint_report
-    from ..task_sections import PARTS
 
-    folder, colon, split = options.data.rpartition(":")
-    if not colon or split not in PARTS:
-        folder, split = options.data, "test"
+    folder, split = folder_and_split(options.data)
     _show_bars(console)
     return write_checkpoint_report(
         options.model,
