@@ -117,7 +117,7 @@ def open_model(source: str, device: str = "cpu") -> Answering:
 
 
 def folder_and_split(place: str) -> tuple[str, str]:
-    """A prepared set's folder and the split behind its colon, which is the test split otherwise: `prepared/hmc:train`."""
+    """A prepared set's folder and the split behind its colon, the test split without one: `prepared/hmc:train`."""
     folder, colon, split = place.rpartition(":")
     return (folder, split) if colon and split in PARTS else (place, "test")
 

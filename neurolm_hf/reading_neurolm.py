@@ -103,6 +103,8 @@ def open_recording(path: PathOrStr) -> tuple[Any, list[str]]:
         ValueError: the file is missing, damaged, cut short, without samples, or of no format that MNE reads.
     """
     path, notes = _find_header(Path(path))
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty. Get the file again.")
     require_mne(f"Reading {path}")
     kind = recording_format(path)
     found = _look_at(path, kind)
