@@ -136,7 +136,7 @@ def renew_card(folder: str | Path, repo_id: str) -> None:
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     if not weight_files(Path(folder)) or is_edited(text):
         return
-    card = model_card(folder, CardOptions(name=repo_id, tags=ModelCard(text).data.tags or ()))
+    card = model_card(folder, CardOptions(name=repo_id, tags=ModelCard(text).data.to_dict().get("tags") or ()))
     if lost := dropped(text, card):
         warnings.warn(
             f"The card in {repo_id} has lost {', '.join(lost)}, which may not be of these weights: scripts/publish.py "
