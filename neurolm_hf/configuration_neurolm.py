@@ -1,11 +1,14 @@
 # Copyright 2026 The neurolm_hf authors. Licensed under the Apache License, Version 2.0.
 """Configurations of the NeuroLM neural tokenizer and of the NeuroLM language model (arXiv 2409.00101)."""
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.utils import PushToHubMixin
 
 
 # AutoModel of a saved folder must work whichever of the classes was saved.
@@ -48,8 +51,35 @@ GPT2_SIZES: dict[str, dict[str, int]] = {
 }
 
 
+class CleanUploads(PushToHubMixin):
+    """Of configurations and models: `push_to_hub` sends no local paths, no names of subjects and no empty card."""
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which has just written the folder; what lies in it and in memory stays as it was.
+
+        The card is ours where the package is installed and the repository's is not a person's.
+        """
+        folder = Path(working_dir)
+        try:
+            from neurolm_hf.model_card import renew_card
+
+            renew_card(folder, repo_id)
+        except ImportError:
+            pass  # the shipped files alone: transformers' card stays
+        file = folder / "config.json"
+        written = file.read_bytes() if file.is_file() else None
+        if written is not None:
+            cleaned = without_local_names(json.loads(written))
+            file.write_text(json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        finally:
+            if written is not None:
+                file.write_bytes(written)  # the folder may be the one of `save_pretrained(..., push_to_hub=True)`
+
+
 @strict
-class NeuroLMVQConfig(PreTrainedConfig):
+class NeuroLMVQConfig(CleanUploads, PreTrainedConfig):
     r"""Configuration of [`NeuroLMVQModel`], the vector-quantised neural tokenizer. The defaults are the paper's.
 
     Args:
@@ -181,7 +211,7 @@ class NeuroLMVQConfig(PreTrainedConfig):
 
 
 @strict
-class NeuroLMConfig(PreTrainedConfig):
+class NeuroLMConfig(CleanUploads, PreTrainedConfig):
     r"""Configuration of [`NeuroLMModel`], [`NeuroLMForCausalLM`] and [`NeuroLMForSequenceClassification`].
 
     Args:
@@ -281,6 +311,34 @@ class NeuroLMConfig(PreTrainedConfig):
                 raise ValueError(f"A task of the config lacks {sorted(missing)}: {task}.")
             if len(task["answers"]) < 2:
                 raise ValueError(f"Task {task['name']!r} needs at least two answers, got {task['answers']}.")
+
+
+def without_local_names(content: Any, subject_names: bool = False) -> Any:
+    """JSON without what is only of this machine, and, unless `subject_names`, without the names of subjects.
+
+    Paths go in whole, of where a training started all but the last name; of the subjects their number stays.
+    """
+    if isinstance(content, list):
+        return [without_local_names(one, subject_names) for one in content]
+    if not isinstance(content, dict):
+        return content
+    kept: dict[str, Any] = {}
+    for name, value in content.items():
+        if name in ("_name_or_path", "name_or_path"):
+            continue
+        if name == "subjects" and isinstance(value, list) and not subject_names:
+            kept["subject_count"] = len(value)
+        elif name == "started_from" and isinstance(value, dict):
+            start = {key: _last_name(one) for key, one in value.items()}
+            kept[name] = without_local_names(start, subject_names)
+        else:
+            kept[name] = without_local_names(value, subject_names)
+    return kept
+
+
+def _last_name(value: Any) -> Any:
+    """Of an absolute path the last name; anything else as it is."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 NeuroLMVQConfig.register_for_auto_class()

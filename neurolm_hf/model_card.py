@@ -7,15 +7,16 @@ has changed is told from one that a person has edited and that is left alone.
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from .dataset_card import hub_licence, markdown_table, plain_text, recipe_in_words
-from .model_folder import ModelFolder, read_model_folder
+from .model_folder import ModelFolder, read_model_folder, weight_files
 from .storage import write_text
 
 
@@ -66,6 +67,7 @@ class CardOptions:
         licence: of the weights: an identifier of the Hub such as `cc-by-4.0`, or words.
         base_model: of an adapter: the Hub id of its model; without, what its own config says.
         datasets: Hub ids of what it was trained on.
+        tags: more of them than the model's own.
     """
 
     name: str | None = None
@@ -73,6 +75,7 @@ class CardOptions:
     licence: str | None = None
     base_model: str | None = None
     datasets: Sequence[str] = ()
+    tags: Sequence[str] = ()
 
 
 def write_model_card(folder: str | Path) -> None:
@@ -108,6 +111,41 @@ def is_edited(text: str) -> bool:
     return any(line and line not in template and not _OF_TEMPLATES.match(line) for line in lines)
 
 
+def dropped(old: str, new: str) -> dict[str, str]:
+    """What a card has and a new one has not, by their heads -> the option of `scripts/publish.py` that gives it."""
+    before, after = ModelCard(old).data.to_dict(), ModelCard(new).data.to_dict()
+    return {
+        what: option
+        for name, what, option in (
+            ("license", "a licence", "--licence"),
+            ("model-index", "an evaluation", "--results"),
+            ("datasets", "data sets", "--datasets"),
+        )
+        if name in before and name not in after
+    }
+
+
+def renew_card(folder: str | Path, repo_id: str) -> None:
+    """Puts a model's card in place of the one that transformers is about to send, unless a person wrote that.
+
+    Args:
+        folder: as `push_to_hub` of transformers has written it, with the card of the repository or an empty one.
+        repo_id: where it goes.
+    """
+    file = Path(folder) / CARD
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if not weight_files(Path(folder)) or is_edited(text):
+        return
+    card = model_card(folder, CardOptions(name=repo_id, tags=ModelCard(text).data.to_dict().get("tags") or ()))
+    if lost := dropped(text, card):
+        warnings.warn(
+            f"The card in {repo_id} has lost {', '.join(lost)}, which may not be of these weights: scripts/publish.py "
+            f"with {', '.join(lost.values())} writes a card that has them.",
+            stacklevel=5,  # who called push_to_hub
+        )
+    write_text(file, card)
+
+
 def model_card(folder: str | Path, options: CardOptions | None = None) -> str:
     """The card of a model or an adapter, as Markdown with its YAML head.
 
@@ -121,6 +159,8 @@ def model_card(folder: str | Path, options: CardOptions | None = None) -> str:
     model = read_model_folder(folder)
     evaluation = None if options.results is None else _evaluation_of(model, options.results)
     title = (options.name or model.path.resolve().name).rpartition("/")[2]
+    if evaluation is not None:
+        evaluation = replace(evaluation, name=title)  # not that of the folder in which it was evaluated
     sections = [
         f"# {plain_text(title)}\n",
         *_what_it_is(model, options),
@@ -140,10 +180,11 @@ def model_card(folder: str | Path, options: CardOptions | None = None) -> str:
 def _head(model: ModelFolder, options: CardOptions, evaluation: "Evaluation | None", title: str) -> ModelCardData:
     """The YAML that the Hub reads."""
     tasks = [" ".join(str(task["name"]).split()).lower() for task in model.tasks]
+    lora = [] if model.adapter is None else ["lora"]
     about: dict[str, Any] = {
         "library_name": "transformers" if model.adapter is None else "peft",
         "pipeline_tag": _HUB_TASKS[model.kind],
-        "tags": list(dict.fromkeys(["eeg", "neurolm", *(["lora"] if model.adapter is not None else []), *tasks])),
+        "tags": list(dict.fromkeys(["eeg", "neurolm", *lora, *tasks, *options.tags])),
     }
     if options.licence is not None:
         about["license"] = hub_licence(options.licence)
@@ -166,8 +207,8 @@ def _what_it_is(model: ModelFolder, options: CardOptions) -> Iterator[str]:
     who = "A neural tokenizer of [NeuroLM]" if model.is_neural_tokenizer else "A [NeuroLM]"
     if model.adapter is not None:
         base = _base_model(model, options)
-        of = f" of `{base}`" if base is not None else ""
-        who = f"An adapter ({plain_text(str(model.adapter.get('peft_type', 'PEFT')))}){of}, a [NeuroLM]"
+        of = f"`{base}`, a" if base is not None else "a"
+        who = f"An adapter ({plain_text(str(model.adapter.get('peft_type', 'PEFT')))}) of {of} [NeuroLM]"
     yield f"{who}(https://arxiv.org/abs/2409.00101) that {what}. {_sizes(model)}\n"
     if model.kind == "classifier" and (classes := model.config.get("id2label")):
         yield f"Classes: {', '.join(plain_text(str(name)) for name in classes.values())}.\n"
@@ -264,7 +305,7 @@ def _training(model: ModelFolder) -> Iterator[str]:
 def _training_step(step: Mapping[str, Any]) -> Iterator[str]:
     """One training: by what, from what, how long, on which windows of whom."""
     script = str(step["made_by"]).partition(" ")[0]
-    yield f"### {_STAGES.get(script, 'Training')}\n"
+    yield f"### {plain_text(str(step.get('stage') or _STAGES.get(script, 'Training')))}\n"
     with_ = [plain_text(str(step["made_by"]))]
     with_ += [f"{plain_text(name)} {plain_text(str(number))}" for name, number in step.get("versions", {}).items()]
     said = [f"By {', '.join(with_)}"]
@@ -280,6 +321,8 @@ def _training_step(step: Mapping[str, Any]) -> Iterator[str]:
     if named or (before and not any(before.values())):
         said.append(f"from {named or 'random weights'}")
     yield f"{', '.join(said)}.\n"
+    if step.get("recordings"):
+        yield f"Recordings: {plain_text(str(step['recordings']))}.\n"
     data = [one for one in step.get("data", []) if isinstance(one, Mapping)]
     if not data:
         return
@@ -343,6 +386,11 @@ def _limits(model: ModelFolder, evaluation: "Evaluation | None") -> Iterator[str
         )
     else:
         lines.append("From whom it has learnt is not known here: any test may hold people whom it knows.")
+    if any(step.get("recordings") == "simulated" for step in model.history()):
+        lines.append(
+            "Some or all of the recordings that it has learnt from are simulated, and its figures may be of such ones "
+            "too: they say nothing about the EEG of people."
+        )
     notes = [note for result in (evaluation.results if evaluation else []) for note in result.notes]
     lines += [f"About its evaluation: {plain_text(note)}" for note in dict.fromkeys(notes) if "tuned on" in note]
     yield "".join(f"- {line}\n" for line in lines)

@@ -38,7 +38,7 @@ from transformers.utils import (
 )
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
+from .configuration_neurolm import CleanUploads, NeuroLMConfig, NeuroLMVQConfig
 
 
 logger = logging.get_logger(__name__)
@@ -533,7 +533,7 @@ class NeuroLMVectorQuantizer(nn.Module):
         self.initialized.fill_(True)
 
 
-class NeuroLMVQPreTrainedModel(PreTrainedModel):
+class NeuroLMVQPreTrainedModel(CleanUploads, PreTrainedModel):
     """Loading, saving and initialisation of the neural tokenizer's models."""
 
     config: NeuroLMVQConfig
@@ -967,7 +967,7 @@ class NeuroLMVQForSequenceClassification(_Classifier, NeuroLMVQPreTrainedModel):
         return NeuroLMSequenceClassifierOutput(**self._classify(pooled, labels, num_items_in_batch))
 
 
-class NeuroLMPreTrainedModel(PreTrainedModel):
+class NeuroLMPreTrainedModel(CleanUploads, PreTrainedModel):
     """Loading, saving and initialisation of the language model's classes."""
 
     config: NeuroLMConfig

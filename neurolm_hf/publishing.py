@@ -15,8 +15,9 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RemoteEntryNotFoundError
 
 from . import __version__
+from .configuration_neurolm import without_local_names
 from .dataset_card import read_description
-from .model_card import CARD, CardOptions, has_edited_card, is_edited, model_card
+from .model_card import CARD, CardOptions, dropped, has_edited_card, is_edited, model_card
 from .model_folder import ADAPTER_CONFIG, PICKLED_WEIGHTS, WEIGHTS, ModelFolder, read_model_folder, weight_files
 
 
@@ -88,7 +89,7 @@ def pack(folder: str | Path, options: CardOptions | None = None, *, subject_name
     for name in _CLEANED:
         if name in files:
             content = json.loads((model.path / name).read_text(encoding="utf-8"))
-            files[name] = _json(_cleaned(content, subject_names))
+            files[name] = _json(without_local_names(content, subject_names))
     if model.adapter is not None:
         files[ADAPTER_CONFIG] = _json(model.adapter | {"base_model_name_or_path": _base_model(model, options)})
     edited = has_edited_card(model.path)
@@ -97,7 +98,14 @@ def pack(folder: str | Path, options: CardOptions | None = None, *, subject_name
     return Parcel(model.path, files, [name for name in others if name not in files], edited)
 
 
-def publish(parcel: Parcel, repo_id: str, *, private: bool = True, revision: str | None = None) -> CommitInfo:
+def publish(
+    parcel: Parcel,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    replace_card: bool = False,
+) -> CommitInfo:
     """Uploads a model or an adapter in one commit, which is there as a whole or not at all.
 
     Weights, code and vocabularies of an earlier upload that are not in this one are removed by the same commit. A card
@@ -108,25 +116,36 @@ def publish(parcel: Parcel, repo_id: str, *, private: bool = True, revision: str
         repo_id: `name/of-the-repository`, which is made if it is not there.
         private: whether it is to be private.
         revision: a branch, which is made if it is not there; None: `main`.
+        replace_card: whether a card of ours may lose the licence, the evaluation or the data sets that it names there.
 
     Returns:
         The commit; its `oid` is what `revision=` pins.
 
     Raises:
-        ValueError: the repository is public though it is to be private.
+        ValueError: the repository is public though it is to be private, or private though it is to be public, or its
+            card names what the new one does not.
         OSError: what the Hub refuses (`huggingface_hub.errors.HfHubHTTPError`), or the connection broke.
     """
     api = HfApi()
     with said_clearly(repo_id):
         repo_id = _open_repository(api, repo_id, "model", private, revision)
         files = dict(parcel.files)
-        if not parcel.edited_card and _is_edited_there(api, repo_id, revision):
+        there = None if parcel.edited_card else _card_there(api, repo_id, revision)
+        if there is not None and is_edited(there):
             warnings.warn(
                 f"The card in {repo_id} was edited by hand and stays; the new one is not sent.", stacklevel=2
             )
             del files[CARD]
-        there = api.list_repo_files(repo_id, revision=revision)
-        stale = [name for name in there if name not in files and _fits(name, _OF_MODELS)]
+        elif there is not None and not replace_card:
+            new = files[CARD]
+            lost = dropped(there, new.decode() if isinstance(new, bytes) else new.read_text(encoding="utf-8"))
+            if lost:
+                raise ValueError(
+                    f"The card in {repo_id} has {', '.join(lost)}, which the new one would not have: give "
+                    f"scripts/publish.py {', '.join(lost.values())} again, or --replace-card to do without."
+                )
+        names = api.list_repo_files(repo_id, revision=revision)
+        stale = [name for name in names if name not in files and _fits(name, _OF_MODELS)]
         return api.create_commit(
             repo_id,
             [
@@ -157,7 +176,7 @@ def push_prepared(
 
     Raises:
         ValueError: the folder holds no finished set, or no card, or the repository is public though it is to be
-            private.
+            private, or private though it is to be public.
         OSError: what the Hub refuses (`huggingface_hub.errors.HfHubHTTPError`), or the connection broke.
     """
     folder = Path(folder)
@@ -199,22 +218,28 @@ def _open_repository(api: HfApi, repo_id: str, kind: str, private: bool, revisio
     """Makes the repository and the branch where they are not there. Returns the repository's full name."""
     api.whoami()  # a wrong token is told here, before anything is made
     repo_id = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True).repo_id
-    if private and not api.repo_info(repo_id, repo_type=kind).private:
+    is_private = bool(api.repo_info(repo_id, repo_type=kind).private)
+    if private and not is_private:
         raise ValueError(
             f"{repo_id} is there already, and public: give scripts/publish.py --public if that is what you want."
+        )
+    if is_private and not private:
+        # what was meant for few would be shown with it: that is for a person to decide
+        raise ValueError(
+            f"{repo_id} is there already, and private: publish without --public, then show it, with all that was ever "
+            "committed to it, on its settings page on the Hub; or take another name."
         )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
     return repo_id
 
 
-def _is_edited_there(api: HfApi, repo_id: str, revision: str | None) -> bool:
-    """Whether a person has written or changed the card in a repository."""
+def _card_there(api: HfApi, repo_id: str, revision: str | None) -> str | None:
+    """The card in a repository, None where there is none."""
     try:
-        card = Path(api.hf_hub_download(repo_id, CARD, revision=revision))
+        return Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
     except RemoteEntryNotFoundError:
-        return False
-    return is_edited(card.read_text(encoding="utf-8"))
+        return None
 
 
 def _check_weights(model: ModelFolder) -> None:
@@ -274,31 +299,6 @@ def _base_model(model: ModelFolder, options: CardOptions) -> str:
             "name on the Hub as the base model."
         )
     return base
-
-
-def _cleaned(content: Any, subject_names: bool) -> Any:
-    """JSON without what is only of this machine: paths in whole, of where a training started all but the last name."""
-    if isinstance(content, list):
-        return [_cleaned(one, subject_names) for one in content]
-    if not isinstance(content, dict):
-        return content
-    kept: dict[str, Any] = {}
-    for name, value in content.items():
-        if name in ("_name_or_path", "name_or_path"):
-            continue
-        if name == "subjects" and isinstance(value, list) and not subject_names:
-            kept["subject_count"] = len(value)
-        elif name == "started_from" and isinstance(value, dict):
-            start = {key: _last_name(one) for key, one in value.items()}
-            kept[name] = _cleaned(start, subject_names)
-        else:
-            kept[name] = _cleaned(value, subject_names)
-    return kept
-
-
-def _last_name(value: Any) -> Any:
-    """Of an absolute path the last name; anything else as it is."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:

@@ -600,6 +600,15 @@ def _validation_metrics(trainer: NeuroLMTrainer) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(beside)}
 
 
+def describe_training_set(folder: str | Path) -> dict[str, Any]:
+    """What a provenance says of a prepared set that a model was trained on.
+
+    Raises:
+        ValueError: the folder holds no finished prepared set.
+    """
+    return _describe_set(str(folder), *read_description(folder)) | _describe_recordings(str(folder))
+
+
 def _describe_set(folder: str, preparation: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     trained = [entry["subject"] for entry in summary["files"] if entry["windows"].get("train")]
     return {

@@ -59,6 +59,7 @@ from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor,
 from neurolm_hf.report import Metrics, results_table, write_report
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.simulation import simulate_recordings
+from neurolm_hf.stages import describe_training_set
 from neurolm_hf.storage import load_prepared, row_signal
 from neurolm_hf.tasks import Task, load_task
 from neurolm_hf.training import (
@@ -110,6 +111,8 @@ def main(arguments: DemoArguments) -> None:
     announce("2/6  Neural tokenizer")
     losses: dict[str, Any] = {}
     vq = train_tokenizer(data, feature_extractor, arguments, losses)
+    steps = arguments.tokenizer_steps
+    vq.config.provenance = provenance("Neural tokenizer", "corpus", steps, arguments, started_from={"model": None})
 
     announce("3/6  Autoregressive pre-training")
     texts = DEMO_TEXT.read_text(encoding="utf-8").splitlines()
@@ -118,19 +121,16 @@ def main(arguments: DemoArguments) -> None:
     processor = NeuroLMProcessor(feature_extractor, train_text_tokenizer(texts, vocab_size=768))
     model = build_language_model(vq, processor, arguments)
     pretrain(model, processor, data, texts, arguments, losses)
-    provenance = {
-        "made_by": f"demo.py of neurolm_hf {__version__}",
-        "recordings": "simulated" if arguments.recordings is None else arguments.recordings.name,
-        "seed": arguments.seed,
-        "data": [{"folder": "windows", "task": task.name, "subjects": data.split["train"]}],
-    }
-    model.config.update({"stage": "pretrained", "provenance": provenance})
+    pretraining = provenance("Pre-training", "corpus", arguments.pretraining_steps, arguments)
+    model.config.update({"stage": "pretrained", "provenance": pretraining})
     model.save_pretrained(arguments.output / "base")
     processor.save_pretrained(arguments.output / "base")
 
     announce("4/6  Instruction tuning with LoRA")
     model = instruction_tune(model, processor, task, data, arguments, losses)
-    model.config.update({"stage": "instruction-tuned", "tasks": [task.config_entry()]})
+    before = {"model": "base", "provenance": pretraining}
+    tuning = provenance("Instruction tuning", "dense", arguments.instruction_steps, arguments, started_from=before)
+    model.config.update({"stage": "instruction-tuned", "tasks": [task.config_entry()], "provenance": tuning})
     model.save_pretrained(arguments.output / "model")
     processor.save_pretrained(arguments.output / "model")
     save_beside_adapter(model, processor, arguments.output / "adapter")
@@ -161,7 +161,7 @@ def main(arguments: DemoArguments) -> None:
         figures,
         title="NeuroLM demo: mental workload from EEG",
         configuration=dataclasses.asdict(arguments),
-        provenance=provenance,
+        provenance=tuning,
     )
     print(results_table(metrics))
     print(f"model    {saved}\nadapter  {arguments.output / 'adapter'}\nreport   {page}")
@@ -241,6 +241,19 @@ def load_windows(
     print(f"{len(data.corpus)} windows to learn the signal from, {len(data.train)} with an answer,")
     print(f"{len(data.test)} of held-out subjects {', '.join(data.split['test'])}")
     return data
+
+
+def provenance(stage: str, windows: str, steps: int, arguments: DemoArguments, **start: Any) -> dict[str, Any]:
+    """What a stage was trained on, as a model's config and its card keep it."""
+    return {
+        "made_by": f"demo.py of neurolm_hf {__version__}",
+        "stage": stage,
+        "recordings": "simulated" if arguments.recordings is None else arguments.recordings.name,
+        "seed": arguments.seed,
+        "data": [describe_training_set(arguments.output / "windows" / windows)],
+        "steps": steps,
+        **start,
+    }
 
 
 def signals(windows: Dataset) -> np.ndarray:

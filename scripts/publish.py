@@ -18,8 +18,9 @@ A prepared set, whose card says what is known of the licence of its recordings:
 Sent are safetensors, configurations, vocabularies, the processor, the Python files of the model, and the card; never
 checkpoints, optimiser states, pickles or logs. Paths of this machine are taken out of the configurations, and so are
 the names of the training subjects, unless --subject-names keeps them. A README.md that you have edited goes as it is;
-delete it and a new one is made. One that was edited on the Hub stays there. A model goes in one commit, whose hash,
-printed at the end, is what `revision=` pins: the same weights and the same code, whatever is uploaded later.
+delete it and a new one is made. One that was edited on the Hub stays there; one of ours there that names a licence,
+an evaluation or data sets is replaced by one that does too, or with --replace-card. A model goes in one commit, whose
+hash, printed at the end, is what `revision=` pins: the same weights and the same code, whatever is uploaded later.
 Exit status: 0 finished, 1 failed, 2 wrong usage, 130 stopped.
 """
 
@@ -55,12 +56,16 @@ class Arguments:
     subject_names: bool = field(
         default=False, metadata={"help": "Leave the names of the training subjects in, by which others tell leakage."}
     )
+    replace_card: bool = field(
+        default=False,
+        metadata={"help": "Do without the licence, evaluation or data sets that the card on the Hub names."},
+    )
     dry_run: bool = field(default=False, metadata={"help": "Only say what would go, and print the card."})
 
     @property
     def of_models(self) -> list[str]:
         """The options that were given and are for models alone."""
-        names = ("results", "licence", "base_model", "datasets", "subject_names", "dry_run")
+        names = ("results", "licence", "base_model", "datasets", "subject_names", "replace_card", "dry_run")
         return ["--" + name.replace("_", "-") for name in names if getattr(self, name)]
 
 
@@ -85,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
                 content = parcel.files[CARD]
                 print(f"\n{content.decode() if isinstance(content, bytes) else content.read_text(encoding='utf-8')}")
                 return
-            commit = publish(parcel, place.repo_id, **target)
+            commit = publish(parcel, place.repo_id, **target, replace_card=options.replace_card)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:

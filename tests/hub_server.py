@@ -102,6 +102,7 @@ class Hub:
         monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which remembers where an earlier Hub was
 
     def store(self, content):
         (self.blobs / hashlib.sha256(content).hexdigest()).write_bytes(content)

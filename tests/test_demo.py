@@ -88,7 +88,17 @@ def test_report(folder: Path) -> None:
 def test_model_records_what_it_has_been_through(folder: Path) -> None:
     trained_on = json.loads((folder / "demo-output/metrics.json").read_text())["split"]["train"]
     for name in ("base", "model", "adapter"):
-        assert "demo.py of neurolm_hf" in (folder / "demo-output" / name / "README.md").read_text()
+        card = (folder / "demo-output" / name / "README.md").read_text()
+        assert "demo.py of neurolm_hf" in card
+        training, limits = card.split("## Training")[1].split("## Evaluation")
+        stages = ["Neural tokenizer", "Pre-training", *(["Instruction tuning"] if name != "base" else [])]
+        assert re.findall(r"^### (.*)", training, re.MULTILINE) == stages
+        assert training.count("Recordings: simulated.") == len(stages)
+        for number in (6, 3):
+            assert f", {number} steps" in training
+        for column in ("subjects", "hours", "windows", "of seconds", "mains"):
+            assert f"| {column} |" in training
+        assert "it has learnt from are simulated" in limits
     base = AutoModelForCausalLM.from_pretrained(folder / "demo-output/base", trust_remote_code=True)
     tuned = AutoModelForCausalLM.from_pretrained(folder / "demo-output/model", trust_remote_code=True)
     assert base.config.stage == "pretrained"
@@ -97,6 +107,17 @@ def test_model_records_what_it_has_been_through(folder: Path) -> None:
     for model in (base, tuned):
         assert model.config.provenance["recordings"] == "simulated"
         assert model.config.provenance["data"][0]["subjects"] == trained_on
+        assert model.config.eeg_config.provenance["data"][0]["subjects"] == trained_on
+    (dense,) = tuned.config.provenance["data"]
+    assert dense["windows"] > 174
+    assert (dense["folder"], dense["window_seconds"], dense["notch_hz"], tuned.config.provenance["steps"]) == (
+        "dense",
+        4,
+        50,
+        3,
+    )
+    assert dense["hours"] > 0
+    assert "channels" in dense
     assert tuned.model.eeg_encoder.quantizer.initialized
 
 

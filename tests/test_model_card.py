@@ -127,6 +127,20 @@ def test_what_is_not_known_is_left_out(tuned):
     assert "From whom it has learnt is not known here" in section(card, "Limits")
 
 
+def test_simulated_recordings_are_told_ever_after(tuned):
+    assert "simulated" not in model_card(tuned)
+    change_json(tuned / "config.json", provenance=STEP | {"recordings": "mine", "stage": "Demo"})
+    card = model_card(tuned)
+    assert "### Demo\n" in card
+    assert "Recordings: mine." in card
+    assert "simulated" not in card
+    before = STEP | {"recordings": "simulated"}
+    change_json(tuned / "config.json", provenance=STEP | {"started_from": {"model": "demo", "provenance": before}})
+    card = model_card(tuned)
+    assert section(card, "Training").count("Recordings: simulated.") == 1
+    assert "recordings that it has learnt from are simulated" in section(card, "Limits")
+
+
 def test_weights_are_counted(tuned):
     count = sum(tensor.size for tensor in load_file(tuned / "model.safetensors").values())
     assert (
@@ -200,6 +214,8 @@ def test_figures_are_those_of_the_evaluation(tuned, tmp_path):
     limits = section(card, "Limits")
     assert "About its evaluation: The model was tuned on 2 of these subjects." in limits
     assert "16 of 36" not in limits
+    # the card's name, whatever the folder was called in which it was evaluated
+    assert rows_of(section(model_card(tuned, CardOptions("me/workload", results)), "Evaluation"))[1][0] == "workload"
     ((name, metrics),) = [model_index_to_eval_results(head_of(card)["model-index"])]
     assert name == "tiny"
     assert {one.metric_type: one.metric_value for one in metrics} == {"accuracy": 0.625, "roc_auc": 0.7}
@@ -238,6 +254,9 @@ def test_what_the_publisher_says(tuned, folders):
     card = model_card(folders / "adapter", CardOptions(base_model="me/base"))
     assert head_of(card)["base_model"] == "me/base"
     assert "An adapter (LORA) of `me/base`, a [NeuroLM]" in card
+    assert "An adapter (LORA) of a [NeuroLM](https://arxiv.org/abs/2409.00101) that answers" in model_card(
+        folders / "adapter"
+    )
     assert str(folders) not in card
 
 

@@ -53,6 +53,15 @@ def test_a_model_and_its_adapter(folders, hub, capsys):
     assert hub.repositories["model", "tester/adapter"].private
 
 
+def test_a_licence_is_asked_for_again(folders, hub, capsys):
+    assert publish(folders / "vq", "tester/vq", "--licence", "mit") == 0
+    assert publish(folders / "vq", "tester/vq") == 1
+    assert "give scripts/publish.py --licence again, or --replace-card to do without" in capsys.readouterr().out
+    assert publish(folders / "vq", "tester/vq", "--replace-card") == 0
+    assert publish(folders / "vq", "tester/vq", "--public") == 1
+    assert "tester/vq is there already, and private" in capsys.readouterr().out
+
+
 def test_a_dry_run_tells_all_and_asks_nobody(folders, hub, capsys):
     assert publish(folders / "tuned", "tester/model", "--dry-run") == 0
     goes, stays, _, *card = capsys.readouterr().out.splitlines()

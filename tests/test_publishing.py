@@ -3,6 +3,7 @@
 The Hub is a stand-in on this machine.
 """
 
+import copy
 import json
 import re
 import signal
@@ -17,6 +18,7 @@ from hub_server import TOKEN, hub_server
 from prepared_folders import write_prepared
 from published_folders import (
     JUNK,
+    STEP,
     SUBJECTS,
     change_json,
     client,
@@ -25,9 +27,11 @@ from published_folders import (
     write_tuned,
 )
 from safetensors.torch import load, load_file
+from test_model_card import write_results
 
+from neurolm_hf import NeuroLMForCausalLM, NeuroLMVQModel
 from neurolm_hf.dataset_card import write_card
-from neurolm_hf.model_card import CardOptions
+from neurolm_hf.model_card import CardOptions, is_edited
 from neurolm_hf.publishing import pack, publish, push_prepared
 from neurolm_hf.simulation import simulate_recordings
 
@@ -204,6 +208,98 @@ def test_whose_card_stays(tuned, hub):
     assert parcel.edited_card
     publish(parcel, "tester/model")
     assert hub.files("tester/model")["README.md"] == b"# Mine\n"
+
+
+def test_a_licence_is_not_lost_without_a_word(folders, tuned, hub):
+    given = CardOptions(name="tester/model", licence="mit", datasets=["tester/set"])
+    publish(pack(tuned, given), "tester/model")
+    plain = pack(tuned, CardOptions(name="tester/model"))
+    with pytest.raises(ValueError, match=r"has a licence, data sets, which the new .* --licence, --datasets again"):
+        publish(plain, "tester/model")
+    assert b"license: mit" in hub.files("tester/model")["README.md"]
+    publish(pack(tuned, given), "tester/model")
+    publish(plain, "tester/model", replace_card=True)
+    assert b"license" not in hub.files("tester/model")["README.md"].split(b"---")[1]
+    publish(plain, "tester/model")
+
+    # nor by transformers' way
+    publish(pack(tuned, given), "tester/model")
+    with pytest.warns(UserWarning, match="The card in tester/model has lost a licence, data sets"):
+        NeuroLMForCausalLM.from_pretrained(tuned).push_to_hub("tester/model")
+
+
+def test_an_evaluation_is_not_lost_without_a_word(tuned, hub, tmp_path):
+    results = write_results(tmp_path / "results", tuned)
+    publish(pack(tuned, CardOptions(results=results)), "tester/model")
+    with pytest.raises(ValueError, match=r"has an evaluation, which the new one would not have: .* --results again"):
+        publish(pack(tuned), "tester/model")
+
+
+def test_private_ones_are_not_shown_without_a_word(folders, hub, tmp_path):
+    parcel = pack(folders / "tuned")
+    publish(parcel, "tester/model")
+    with pytest.raises(ValueError, match=r"tester/model is there already, and private: .* on its settings page"):
+        publish(parcel, "tester/model", private=False)
+    assert hub.repositories["model", "tester/model"].private
+    prepared = write_prepared(tmp_path / "set", [("a_1.edf", "a", "train")])
+    write_card(prepared)
+    push_prepared(prepared, "tester/set")
+    with pytest.raises(ValueError, match="tester/set is there already, and private"):
+        push_prepared(prepared, "tester/set", private=False)
+
+
+@pytest.mark.parametrize("kept", ["vq", "tuned"])
+def test_push_to_hub_keeps_names_here(folders, hub, tmp_path, kept):
+    """Of a model of either kind, and of its config alone; what is in memory and in folders stays as it was."""
+    model = (NeuroLMVQModel if kept == "vq" else NeuroLMForCausalLM).from_pretrained(folders / kept)
+    model.config.provenance = copy.deepcopy(STEP)
+    model.push_to_hub("tester/model", tags=["mine"])
+    model.config.push_to_hub("tester/config")
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="tester/saved")
+    assert model.config.provenance == STEP
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["provenance"] == STEP
+    for name in ("model", "config", "saved"):
+        files = hub.files(f"tester/{name}")
+        text = b"".join(content for file, content in files.items() if not file.endswith(".safetensors"))
+        for secret in (b"anna", str(folders).encode(), SUBJECTS[0].encode()):
+            assert secret not in text
+        told = json.loads(files["config.json"])["provenance"]
+        assert told["data"][0]["subject_count"] == 12
+        assert told["started_from"]["model"] == "pretrained"
+    for name in ("model", "saved"):
+        card = hub.files(f"tester/{name}")["README.md"].decode()
+        assert not is_edited(card)
+        assert f'"tester/{name}"' in card
+        assert "2,250 steps" in card
+        assert ("- mine\n" in card) == (name == "model")
+
+
+def test_push_to_hub_without_the_package_keeps_names_here(folders, hub, tmp_path):
+    code = f"""
+        from transformers import AutoModelForCausalLM
+        model = AutoModelForCausalLM.from_pretrained("{folders}/tuned", trust_remote_code=True)
+        model.push_to_hub("tester/model")
+    """
+    run_client(hub, code, tmp_path / "client")
+    files = hub.files("tester/model")
+    assert json.loads(files["config.json"])["provenance"]["data"][0]["subject_count"] == 12
+    for secret in (b"anna", str(folders).encode(), SUBJECTS[0].encode()):
+        assert secret not in b"".join(content for file, content in files.items() if not file.endswith(".safetensors"))
+    assert b"This is the model card of a" in files["README.md"]
+
+
+def test_push_to_hub_and_the_card_there(folders, tuned, hub):
+    """Ours is replaced, a person's stays."""
+    publish(pack(tuned, CardOptions(name="tester/model")), "tester/model")
+    model = NeuroLMForCausalLM.from_pretrained(tuned)
+    model.config.provenance = {**STEP, "steps": 77}
+    model.push_to_hub("tester/model")
+    assert b", 77 steps" in hub.files("tester/model")["README.md"]
+    repository = hub.repositories["model", "tester/model"]
+    mine = hub.stored(b"---\nlicense: mit\n---\n# Mine\n", lfs=False)
+    repository.commit("main", repository.commits[repository.branches["main"]] | {"README.md": mine}, "by hand")
+    model.push_to_hub("tester/model")
+    assert hub.files("tester/model")["README.md"].endswith(b"# Mine\n")
 
 
 def test_refusals_are_clear(folders, hub, monkeypatch):
