@@ -117,7 +117,7 @@ def test_two_nodes_of_accelerate_share_weights_out(folder: Path) -> None:
         ' --machine_rank "$1" --main_process_ip 127.0.0.1 --main_process_port "$port"'
         " scripts/train_vq.py recipes/vq-cpu.yaml --from-scratch --quantizer-warmup-steps 0 --vq-config '{}'"
         ' --train-data prepared/corpus --output-dir runs/shared-vq "${@:2}"; }\n'
-        'node 0 "$@" & node 1 "$@" && wait %1'
+        'node 0 "$@" & node 1 "$@" && wait $!'
     )
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "codebook_size": 16}
     script = script.replace("{}", json.dumps({**small, "decoder_num_hidden_layers": 1}))
