@@ -75,7 +75,7 @@ class Answering:
         if self.config.stage != "instruction-tuned":
             return ["The model was never instruction-tuned: its answers mean nothing."]
         found, known, task = [], self.config.tasks or [], given.task
-        if not any((one["question"], tuple(one["answers"])) == (task.question, task.classes) for one in known):
+        if not self.config.was_tuned_on(str(task.question), task.classes):
             names = ", ".join(one["name"] for one in known) or "none that it names"
             found.append(f"The model was never tuned on this question; its tasks are {names}.")
         return found + doubts_of_subjects(self.config, given)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.utils.logging import tqdm
 
 from . import __version__
 from .answered_recording import check_decoder
@@ -23,7 +22,7 @@ from .checkpoints import last_complete_checkpoint
 from .codebook_use import SHOWN_HZ, code_frequencies, codebook_of, count_codes, on_device, two_dimensions
 from .collators import EEGCollator, row_name
 from .dataset_card import read_description
-from .evaluation import BASELINE, CHANCE, Result, Score, evaluate_set
+from .evaluation import BASELINE, CHANCE, Result, Score, answer_set, evaluate_set
 from .evaluation_report import TITLES, as_difference, read_evaluation, with_interval
 from .figures import (
     perplexity,
@@ -39,7 +38,6 @@ from .modeling_neurolm import NeuroLMVQModel
 from .page import Html, bullets, paragraph, picture, section, table, write_page
 from .processing_neurolm import EEGFeatureExtractor
 from .recording_figures import spread
-from .scoring import score_rows, true_class
 from .stages import bare_language_model
 from .starting_models import load_vq, model_type
 from .storage import load_prepared
@@ -198,17 +196,17 @@ def _answer_sections(
     batch_size: int,
     output: Path,
 ) -> list[Html]:
+    windows, probabilities = answer_set(asked, answering, batch_size)
     if evaluation is None:
-        result = evaluate_set(asked, answering, batch_size=batch_size, written_windows=0)
+        result = evaluate_set(asked, answering, written_windows=0, answered=(windows, probabilities))
         name, source = given.name, f"computed for this report on {_windows(given)}"
     else:
         name, result = _evaluated(evaluation, asked)
         source = f"from {Path(evaluation).name}, on all windows of the split"
-    labels, probabilities = _ask(answering, asked, batch_size)
     return [
         _scores_section(name, result, source, output),
-        _confusion_section(given, asked, labels, probabilities, output),
-        _reliability_section(asked, labels, probabilities, output),
+        _confusion_section(given, asked, windows.labels, probabilities, output),
+        _reliability_section(asked, windows.labels, probabilities, output),
     ]
 
 
@@ -222,16 +220,6 @@ def _evaluated(folder: str | Path, asked: EvaluationSet) -> tuple[str, Result]:
     raise ValueError(
         f"{folder} holds no result about the {asked.split} split of {asked.folder} as it is now; it has {found}."
     )
-
-
-def _ask(answering: Answering, asked: EvaluationSet, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """True class of each window, and the probability of each answer (windows, answers)."""
-    labels, scores = [], []
-    scored = score_rows(answering.model, answering.processor, asked.rows, asked.task, batch_size)
-    for row, likelihoods in tqdm(scored, total=len(asked.rows), desc="answers", unit="window"):
-        labels.append(true_class(asked.task, row))
-        scores.append(likelihoods.double().cpu())
-    return np.array(labels), torch.stack(scores).softmax(dim=1).numpy()
 
 
 def _scores_section(name: str, result: Result, source: str, output: Path) -> Html:

@@ -2,6 +2,7 @@
 """Configurations of the NeuroLM neural tokenizer and of the NeuroLM language model (arXiv 2409.00101)."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -294,6 +295,13 @@ class NeuroLMConfig(CleanUploads, PreTrainedConfig):
         if size not in GPT2_SIZES:
             raise ValueError(f"There is no preset {size!r}; the presets are {', '.join(GPT2_SIZES)}.")
         return cls(text_config={**GPT2_DEFAULTS, **GPT2_SIZES[size]}, **kwargs)
+
+    def was_tuned_on(self, question: str, answers: Sequence[str] | None = None) -> bool:
+        """Whether a task asks this very question, and with these answers in this order where they are given."""
+        return any(
+            task["question"] == question and (answers is None or tuple(task["answers"]) == tuple(answers))
+            for task in self.tasks or []
+        )
 
     def validate_eeg_token(self) -> None:
         """The placeholder must be a row of the text vocabulary."""

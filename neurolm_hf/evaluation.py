@@ -200,6 +200,7 @@ def evaluate_set(
     batch_size: int = 32,
     written_windows: int = 256,
     published: Sequence[PublishedFigures] = (),
+    answered: tuple[Windows, NDArray[np.float64]] | None = None,
 ) -> Result:
     """Asks a model about the windows of a set, and judges it beside the plain baseline and chance.
 
@@ -213,6 +214,7 @@ def evaluate_set(
         written_windows: how many the model is also asked to write about, evenly spread over the split; 0: none.
         published: figures that are shown where the set is the published one, as far as it can tell, and is scored as
             there.
+        answered: what `answer_set` gave, by whom it was asked already; not with `as_reference`.
 
     Raises:
         ValueError: another recipe, rows that cannot be used, or rows without one of the task's answers.
@@ -228,7 +230,7 @@ def evaluate_set(
         windows, probabilities, written = _reference_answers(given, answering, batch_size)
         notes.append("All scores are of hard answers, those of the baseline too.")
     else:
-        windows, probabilities = _scored_answers(given, answering, batch_size)
+        windows, probabilities = answered or answer_set(given, answering, batch_size)
         if written_windows:
             written = _written_answers(given, answering, batch_size, written_windows)
     model = judge(windows, probabilities, names)
@@ -261,6 +263,27 @@ def evaluate_set(
         published=[one for one in published if same_protocol and one.task == task.name],
         notes=notes,
     )
+
+
+def answer_set(
+    given: EvaluationSet, answering: Answering, batch_size: int = 32
+) -> tuple[Windows, NDArray[np.float64]]:
+    """Asks a model about the windows of a set.
+
+    Returns:
+        The windows, and the probability of each answer (windows, answers).
+
+    Raises:
+        ValueError: rows that cannot be used, or rows without one of the task's answers.
+    """
+    labels, subjects, scores = [], [], []
+    scored = score_rows(answering.model, answering.processor, given.rows, given.task, batch_size)
+    for row, likelihoods in tqdm(scored, total=len(given.rows), desc=_title(given), unit="window"):
+        labels.append(true_class(given.task, row))
+        subjects.append(str(row["subject"]))
+        scores.append(likelihoods.double().cpu())
+    windows = Windows(np.array(labels), np.array(subjects), given.task.classes)
+    return windows, torch.stack(scores).softmax(dim=1).numpy()
 
 
 def judge(windows: Windows, probabilities: NDArray[np.floating], names: Sequence[str]) -> Judgement:
@@ -304,20 +327,6 @@ def _metric_module(name: str) -> Any:
     except ImportError as error:
         raise ImportError('Metrics need evaluate: pip install "neurolm_hf[evaluation]"', name="evaluate") from error
     return evaluate.load(ANSWER_METRICS_MODULE, name, keep_in_memory=True)
-
-
-def _scored_answers(
-    given: EvaluationSet, answering: Answering, batch_size: int
-) -> tuple[Windows, NDArray[np.float64]]:
-    """The windows, and the probability of each answer (windows, answers)."""
-    labels, subjects, scores = [], [], []
-    scored = score_rows(answering.model, answering.processor, given.rows, given.task, batch_size)
-    for row, likelihoods in tqdm(scored, total=len(given.rows), desc=_title(given), unit="window"):
-        labels.append(true_class(given.task, row))
-        subjects.append(str(row["subject"]))
-        scores.append(likelihoods.double().cpu())
-    windows = Windows(np.array(labels), np.array(subjects), given.task.classes)
-    return windows, torch.stack(scores).softmax(dim=1).numpy()
 
 
 def _reference_answers(

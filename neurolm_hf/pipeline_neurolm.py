@@ -295,7 +295,7 @@ class EEGQuestionAnsweringPipeline(ChunkPipeline):
         self.model.warn_if_untuned()
         asks = self._question(task, question, candidate_answers)
         taught = self.model.config.tasks
-        if taught and asks.text not in {entry["question"] for entry in taught}:
+        if taught and not self.model.config.was_tuned_on(asks.text):
             logger.warning_once(
                 f"The model was never tuned on the question {asks.text!r}, so its answers may mean nothing; it was "
                 f"tuned on {', '.join(entry['name'] for entry in taught)}."

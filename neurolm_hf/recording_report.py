@@ -152,8 +152,7 @@ def _oddities_section(reading: Reading, spectra: Spectra) -> Html:
     doubts = []
     if config.stage != "instruction-tuned" and not hasattr(reading.pipe.model, "peft_config"):
         doubts.append("The model was never instruction-tuned: its answers mean nothing.")
-    known = {(entry["question"], tuple(entry["answers"])) for entry in config.tasks or []}
-    if (reading.asked.question.text, reading.answers) not in known:
+    if not config.was_tuned_on(reading.asked.question.text, reading.answers):
         doubts.append("The model was not tuned on this question with these answers.")
     if len(np.unique(reading.probabilities.argmax(axis=1))) == 1 and len(reading.spans) > 1:
         doubts.append("Every window got the same answer.")

@@ -71,6 +71,18 @@ def counts_of(home: Path) -> Counter:
     return Counter(codes)
 
 
+def test_a_model_is_asked_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def score(model: Any, processor: Any, rows: Any, *given: Any) -> Any:
+        asked.append(len(rows))
+        return score_rows(model, processor, rows, *given)
+
+    monkeypatch.setattr("neurolm_hf.evaluation.score_rows", score)
+    write(home, tmp_path)
+    assert asked == [8]
+
+
 def test_a_page_of_a_model(home: Path, tmp_path: Path) -> None:
     page = write(home, tmp_path, tokenizer=str(home / "vq"), batch_size=3)
     text, headings = checked(page)
