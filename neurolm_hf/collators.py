@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from .channels_neurolm import CHANNEL_VOCABULARY
-from .modeling_neurolm import IGNORE_INDEX, PADDING_CODE
+from .layers_neurolm import IGNORE_INDEX, PADDING_CODE
 from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
 from .prompts import completion_ids
 from .storage import Row, row_signal
