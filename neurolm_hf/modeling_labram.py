@@ -221,8 +221,9 @@ class _LaBraMWeights(CleanUploads, PreTrainedModel):
         "attentions": OutputRecorder(EEGAttention, index=1, layer_name="transformer."),
     }
 
-    # Initial weights are drawn up to so far from 0, in their standard deviations; None: as far as they fall.
-    _initial_reach: ClassVar[float | None] = None
+    # Initial weights are drawn up to so far from 0, in their standard deviations, and the convolutions' like all
+    # others; None: as far as they fall, and the convolutions' as torch draws them. Models within others have their own.
+    _initial_reach: float | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -473,10 +474,13 @@ class LaBraMModel(LaBraMPreTrainedModel):
         config: its configuration.
         final_norm: whether the layer norm of pre-training follows the blocks; a classifier that reads the mean of the
             patches has one of its own.
+        initial_reach: how far from 0 initial weights are drawn, in their standard deviations; None: as far as they
+            fall.
     """
 
-    def __init__(self, config: LaBraMConfig, final_norm: bool = True):
+    def __init__(self, config: LaBraMConfig, final_norm: bool = True, initial_reach: float | None = None):
         super().__init__(config)
+        self._initial_reach = initial_reach
         block = {
             "query_value_bias": config.query_value_bias,
             "query_key_norm": config.query_key_norm,
@@ -520,7 +524,7 @@ class LaBraMForMaskedEEGModeling(LaBraMPreTrainedModel):
 
     def __init__(self, config: LaBraMConfig):
         super().__init__(config)
-        self.labram = LaBraMModel(config)
+        self.labram = LaBraMModel(config, initial_reach=self._initial_reach)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.code_head = nn.Linear(config.hidden_size, config.codebook_size)
         self.vq = None if config.vq_config is None else LaBraMEEGEncoder(cast(LaBraMVQConfig, config.vq_config))
