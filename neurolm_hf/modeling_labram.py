@@ -662,7 +662,7 @@ class LaBraMForSequenceClassification(WindowClassifier, LaBraMPreTrainedModel):
         self.score.initial_divisor = 1 / config.head_init_scale  # type: ignore[assignment]
         self.post_init()
 
-    @capture_outputs
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.Tensor,
@@ -688,14 +688,18 @@ class LaBraMForSequenceClassification(WindowClassifier, LaBraMPreTrainedModel):
             ValueError: what [`LaBraMVQModel.encode`] refuses, labels that do not fit `num_labels`, or a row without
                 EEG.
         """
-        outputs = self.labram(input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask)
+        outputs = self.labram(input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask, **kwargs)
         hidden_states = outputs.last_hidden_state
         real = real_patches(hidden_states[:, 1:], eeg_attention_mask)
         if self.pooled_norm is None:
             features = hidden_states[:, 0]
         else:
             features = self.pooled_norm(mean_over(hidden_states[:, 1:], real))
-        return EEGClassifierOutput(**self._classify(features, labels, num_items_in_batch, smoothing))
+        return EEGClassifierOutput(
+            **self._classify(features, labels, num_items_in_batch, smoothing),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
