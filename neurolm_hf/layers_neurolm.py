@@ -426,13 +426,19 @@ class VectorQuantizer(nn.Module):
             more = torch.randint(len(vectors), (size - len(order),), generator=generator)
             order = torch.cat([order, more])
         self.codebook.copy_(vectors[order[:size].to(vectors.device)])
+        self.refine(vectors)
+        self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def refine(self, vectors: torch.Tensor) -> None:
+        """Cosine k-means from the codebook as it is: each code to the unit mean of its vectors (n, codebook_dim)."""
+        size = self.config.codebook_size
         for _ in range(self.config.kmeans_iterations):
             codes = self.lookup(vectors)
             sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
             used = torch.bincount(codes, minlength=size) > 0
             self.codebook.copy_(torch.where(used[:, None], F.normalize(sums, dim=-1), self.codebook))
         self.cluster_size.copy_(torch.bincount(self.lookup(vectors), minlength=size))
-        self.initialized.fill_(True)
 
 
 class NeuralTokenizer:
