@@ -222,7 +222,7 @@ class _LaBraMWeights(CleanUploads, PreTrainedModel):
     }
 
     # Initial weights are drawn up to so far from 0, in their standard deviations, and the convolutions' like all
-    # others; None: as far as they fall, and the convolutions' as torch draws them. Models within others have their own.
+    # others; None: as far as they fall, and the convolutions' as torch draws them. A model within another has its own.
     _initial_reach: float | None = None
 
     @torch.no_grad()
@@ -321,6 +321,17 @@ class LaBraMEEGEncoder(LaBraMVQPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See [`quantize_features`]."""
         return quantize_features(self.to_codebook, self.quantizer, features, mask, learn)
+
+    @torch.no_grad()
+    def codes(
+        self,
+        input_values: torch.Tensor,
+        channel_ids: torch.Tensor,
+        time_ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The codes (batch, patches), -1 at padding; arguments of [`forward`]."""
+        return self.quantize(self(input_values, channel_ids, time_ids, mask), mask)[1]
 
 
 class LaBraMVQDecoder(nn.Module):
@@ -563,6 +574,28 @@ class LaBraMForMaskedEEGModeling(LaBraMPreTrainedModel):
         first = masked_counts(real, self.config.mask_ratio) if masked is None else (masked.bool() & real).sum(1)
         return torch.stack([first.sum(), real.sum() - first.sum()]).float()
 
+    def get_eeg_codes(
+        self,
+        input_values: torch.Tensor,
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The codes that the tokenizer names patches by, (batch, patches), -1 at padding.
+
+        Args:
+            input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask: as in [`LaBraMVQModel.encode`].
+
+        Raises:
+            ValueError: what [`LaBraMVQModel.encode`] refuses, or a model without tokenizer.
+        """
+        if self.vq is None:
+            raise ValueError(
+                "This LaBraM has no tokenizer that gives codes: ask the LaBraMVQModel that it learnt from."
+            )
+        mask = _check_input(self.config, input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask)
+        return self.vq.codes(input_values, eeg_channel_ids, eeg_time_ids, mask)
+
     @can_return_tuple
     def forward(
         self,
@@ -594,9 +627,7 @@ class LaBraMForMaskedEEGModeling(LaBraMPreTrainedModel):
         real = _real_of(input_values, eeg_attention_mask)
         masked = draw_masked(real, self.config.mask_ratio) if masked is None else masked.bool() & real
         if labels is None and self.vq is not None:
-            with torch.no_grad():
-                features = self.vq(input_values, eeg_channel_ids, eeg_time_ids, mask)
-                labels = self.vq.quantize(features, mask)[1]
+            labels = self.vq.codes(input_values, eeg_channel_ids, eeg_time_ids, mask)
         patch_embeds = self.labram.patch_embedding(input_values, mask)
         first, second = (
             self.labram.transformer(

@@ -366,6 +366,7 @@ def test_labels_are_the_frozen_tokenizers_codes():
     codes = tokenizer.encode(**batch).codes
     output = model.train()(**batch)
     assert torch.equal(output.labels, codes)
+    assert torch.equal(model.get_eeg_codes(**batch), codes)
     assert not model.vq.training
     assert model.labram.training
     got = gradients(model, output.loss)
@@ -382,6 +383,8 @@ def test_labels_are_the_frozen_tokenizers_codes():
     output = bare(**batch)
     assert output.loss is None
     assert output.logits.shape == (3, 9, 32)
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        bare.get_eeg_codes(**batch)
     with pytest.raises(ValueError, match=r"`labels` hold codes from 0 to 32; there are 32, from 0 on"):
         bare(**batch, labels=torch.where(codes == codes.max(), 32, 0))
     with pytest.raises(ValueError, match="`labels` hold codes from -1"):
@@ -601,9 +604,9 @@ def test_input_that_is_not_labrams_is_refused(make):
         model(**ids(lambda rows: rows.sub_(batch["eeg_attention_mask"])))
     with pytest.raises(ValueError, match=r"Sample 2 has channel id 129; LaBraM's are 1 to 128.*feature extractor"):
         model(**ids(lambda rows: rows[2].masked_fill_(rows[2] == 10, 129)))
+    time_major = ids(lambda rows: rows[0, :4].copy_(torch.tensor([4, 8, 4, 8])))
+    time_major["eeg_time_ids"][0, :4] = torch.tensor([0, 0, 1, 1])
     with pytest.raises(ValueError, match="patches of sample 0 are not channel-major"):
-        time_major = ids(lambda rows: rows[0, :4].copy_(torch.tensor([4, 8, 4, 8])))
-        time_major["eeg_time_ids"][0, :4] = torch.tensor([0, 0, 1, 1])
         model(**time_major)
     with pytest.raises(ValueError, match=r"seconds of each channel must count 0, 1, 2"):
         model(**ids(lambda rows: rows[1, :9].copy_(torch.tensor([0, 1, 3] * 3)), "eeg_time_ids"))
