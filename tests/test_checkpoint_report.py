@@ -78,7 +78,7 @@ def test_a_model_is_asked_once(home: Path, tmp_path: Path, monkeypatch: pytest.M
         asked.append(len(rows))
         return score_rows(model, processor, rows, *given)
 
-    monkeypatch.setattr("neurolm_hf.evaluation.score_rows", score)
+    monkeypatch.setattr("neurolm_hf.answering.score_rows", score)
     write(home, tmp_path)
     assert asked == [8]
 
@@ -92,11 +92,11 @@ def test_a_page_of_a_model(home: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "Checkpoint tuned On 8 windows of the test split of task." in text
     answering, asked = open_model(str(home / "tuned")), open_set(str(home / "task"))
-    result = evaluate_set(asked, answering, written_windows=0)
+    result = evaluate_set(asked, {"tuned": answering}, written_windows=0)
     for name in ("balanced_accuracy", "roc_auc"):
-        score = result.model[name]
+        score = result.models["tuned"].scores[name]
         assert f"{score.value:.3f} ({score.low:.2f} to {score.high:.2f})" in text
-        less = result.difference[name]
+        less = result.models["tuned"].less_baseline[name]
         assert f"{less.value:+.3f} ({less.low:+.2f} to {less.high:+.2f})" in text
     right = Counter()
     for row, scores in score_rows(answering.model, answering.processor, asked.rows, asked.task, 8):
@@ -147,7 +147,7 @@ def test_codes_are_marked_by_what_they_decode_to(home: Path, tmp_path: Path, mon
 
 def test_scores_come_from_an_evaluation_that_is_given(home: Path, tmp_path: Path) -> None:
     answering, asked = open_model(str(home / "tuned")), open_set(str(home / "task"))
-    result = evaluate_set(asked, answering, written_windows=0)
+    result = evaluate_set(asked, {"tuned": answering}, written_windows=0)
     result.notes.append("Judged <elsewhere>.")
     result.by_subject[0]["subject"] = "someone"
     Evaluation("the other name", {"folder": "x", "sha256": "y"}, False, [result]).write(tmp_path / "results")
