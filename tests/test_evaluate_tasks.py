@@ -90,13 +90,14 @@ def test_two_sets_and_their_files(folders, answers, tmp_path, capsys):
     out = tmp_path / "results"
     assert evaluate("--model", folders["model"], "--data", *data, "--output-dir", out, "--written-windows", "4") == 0
     printed = capsys.readouterr()
-    assert "warning: HMC: " in printed.err
+    assert "warning: model, HMC: " in printed.err
     assert "never tuned on this question; its tasks are Workload." in printed.err
     workload, hmc = results(out)
     rows, probabilities = answers
     labels = np.asarray(rows["label"])
     assert (workload["task"], workload["split"], workload["windows"]) == ("Workload", "test", {"No": 15, "Yes": 15})
-    assert workload["model"]["roc_auc"]["value"] == pytest.approx(auroc(labels, probabilities[:, 1]), abs=1e-6)
+    own = workload["models"]["model"]
+    assert own["scores"]["roc_auc"]["value"] == pytest.approx(auroc(labels, probabilities[:, 1]), abs=1e-6)
     train = load_prepared(folders["workload"], "train")
     windows = [np.stack([row_signal(row) for row in part]) for part in (train, rows)]
     plain = baseline_probabilities(windows[0], np.asarray(train["label"]), windows[1], sampling_rate=200)
@@ -104,21 +105,21 @@ def test_two_sets_and_their_files(folders, answers, tmp_path, capsys):
     # simulated people are told apart by the plain baseline: the windows are the right ones
     assert workload["baseline"]["roc_auc"]["value"] > 0.9
     assert workload["chance"]["roc_auc"] == {"value": 0.5, "low": 0.5, "high": 0.5, "undefined_draws": 0}
-    assert list(workload["model"]) == list(ANSWER_METRICS)
-    for scores in (workload["model"], workload["baseline"]):
+    assert list(own["scores"]) == list(ANSWER_METRICS)
+    for scores in (own["scores"], workload["baseline"]):
         assert all(one["low"] <= one["high"] for one in scores.values())
-    values = [workload[name]["roc_auc"]["value"] for name in ("model", "baseline", "difference")]
+    values = [scores["roc_auc"]["value"] for scores in (own["scores"], workload["baseline"], own["less_baseline"])]
     assert values[2] == values[0] - values[1]
     assert "| difference: model less baseline | " in printed.out
     assert "Not the published protocol: the task is not as this package declares it; split by subject" in printed.out
-    assert [row["windows"] for row in workload["by_subject"]] == [10] * 3
-    assert workload["written"]["windows"] == 4
+    assert [row["windows"] for row in own["by_subject"]] == [10] * 3
+    assert own["written"]["windows"] == 4
     assert (hmc["task"], hmc["split"], hmc["baseline"]) == ("HMC", "validation", None)
     assert any("no rows in split 'train'" in note for note in hmc["notes"])
 
     page = (out / "results.md").read_text()
     assert page.strip() in printed.out
-    value, low, high = (workload["model"]["roc_auc"][name] for name in ("value", "low", "high"))
+    value, low, high = (own["scores"]["roc_auc"][name] for name in ("value", "low", "high"))
     assert f"{value:.3f} ({low:.2f} to {high:.2f})" in page
     (index,) = yaml.safe_load((out / "model-index.yaml").read_text())["model-index"]
     assert index["name"] == "model"
@@ -127,21 +128,21 @@ def test_two_sets_and_their_files(folders, answers, tmp_path, capsys):
         ("HMC", "validation"),
     ]
     metrics = {one["type"]: one["value"] for one in index["results"][0]["metrics"]}
-    assert metrics == pytest.approx({name: one["value"] for name, one in workload["model"].items()})
+    assert metrics == pytest.approx({name: one["value"] for name, one in own["scores"].items()})
 
 
 def test_an_adapter(folders, answers, tmp_path, capsys):
     arguments = ["--data", folders["workload"], "--output-dir", tmp_path, "--written-windows", "0", "--name", "LoRA"]
     assert evaluate("--model", folders["adapter"], *arguments) == 0
-    (result,) = results(tmp_path)
+    (result,) = (one["models"]["LoRA"] for one in results(tmp_path))
     assert result["written"] is None
     rows, probabilities = answers
     base = auroc(np.asarray(rows["label"]), probabilities[:, 1])
-    assert result["model"]["roc_auc"]["value"] != pytest.approx(base, abs=1e-6)
+    assert result["scores"]["roc_auc"]["value"] != pytest.approx(base, abs=1e-6)
     captured = capsys.readouterr()
     assert "does not say which tasks it was tuned on" in captured.err
     assert "| LoRA | " in captured.out
-    assert "sha256" in json.loads((tmp_path / "results.json").read_text())["source"]
+    assert "sha256" in json.loads((tmp_path / "results.json").read_text())["models"]["LoRA"]["source"]
 
 
 def test_as_the_reference_scores(folders, tmp_path, capsys):
@@ -158,9 +159,10 @@ def test_as_the_reference_scores(folders, tmp_path, capsys):
     )
     hard = np.array([reference_class(WORKLOAD, text) for text in texts])
     labels = np.asarray(rows["label"])
-    assert result["model"]["accuracy"]["value"] == np.mean((hard == 1) == (labels == 1))
-    assert result["model"]["roc_auc"]["value"] == auroc(labels, hard)
-    assert result["written"]["unparseable"] == np.mean(hard == NO_ANSWER)
+    own = result["models"]["model"]
+    assert own["scores"]["accuracy"]["value"] == np.mean((hard == 1) == (labels == 1))
+    assert own["scores"]["roc_auc"]["value"] == auroc(labels, hard)
+    assert own["written"]["unparseable"] == np.mean(hard == NO_ANSWER)
     # a split by subject is not the published one
     assert result["published"] == []
     assert "A, published" not in capsys.readouterr().out
