@@ -280,9 +280,10 @@ def check_set(given: EvaluationSet, answering: Answering) -> None:
         try:
             next(answering.score([row], given.task, 1))
         except ValueError as error:
+            where = "" if row_name(row) in str(error) else f"{row_name(row)}: "
             raise ValueError(
-                f"{answering.source} cannot read {row_name(row)} of {given.folder}: {error} Leave this model out, or "
-                "prepare windows that all models can read."
+                f"{answering.source} cannot read all windows of {given.folder}: {where}{error} Leave this model out, "
+                "or prepare windows that every model can read."
             ) from error
 
 

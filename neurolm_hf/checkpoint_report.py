@@ -197,18 +197,18 @@ def _answer_sections(
     batch_size: int,
     output: Path,
 ) -> list[Html]:
+    windows = windows_of(asked)
     answers = ask(asked, answering, batch_size=batch_size, written_windows=0)
     if evaluation is None:
-        result = compare(asked, {given.name: answers})
+        result = compare(asked, windows, {given.name: answers})
         source = f"computed for this report on {_windows(given)}"
     else:
         result = _evaluated(evaluation, given, asked)
         source = f"from {Path(evaluation).name}, on all windows of the split"
-    labels = windows_of(asked).labels
     return [
         _scores_section(result, source, output),
-        _confusion_section(given, asked, labels, answers.probabilities, output),
-        _reliability_section(asked, labels, answers.probabilities, output),
+        _confusion_section(given, asked, windows.labels, answers.probabilities, output),
+        _reliability_section(asked, windows.labels, answers.probabilities, output),
     ]
 
 

@@ -253,11 +253,12 @@ def evaluate_set(
                 f"{answering.source} is a classifier, which writes no answers that could be scored as NeuroLM's "
                 "reference code does."
             )
+    windows = windows_of(given)
     answers = {
         name: ask(given, answering, as_reference=as_reference, batch_size=batch_size, written_windows=written_windows)
         for name, answering in models.items()
     }
-    return compare(given, answers, as_reference=as_reference, published=published)
+    return compare(given, windows, answers, as_reference=as_reference, published=published)
 
 
 def ask(
@@ -298,6 +299,7 @@ def ask(
 
 def compare(
     given: EvaluationSet,
+    windows: Windows,
     answers: Mapping[str, Answers],
     *,
     as_reference: bool = False,
@@ -307,6 +309,7 @@ def compare(
 
     Args:
         given: what they were asked about.
+        windows: the truth about it, from `windows_of`.
         answers: name -> what a model said; the differences between models are to the first of them.
         as_reference: they were asked so: the task's own metrics, of hard answers. Otherwise all metrics come from the
             probabilities.
@@ -314,11 +317,9 @@ def compare(
             there.
 
     Raises:
-        ValueError: rows without one of the task's answers.
         ImportError: evaluate, scikit-learn or datasets is missing.
     """
-    task, windows = given.task, windows_of(given)
-    names = metrics_of(len(task.classes))
+    task, names = given.task, metrics_of(len(given.task.classes))
     notes = list(given.notes)
     if as_reference:
         names = [name for name in names if name in task.metrics]

@@ -125,7 +125,7 @@ def true_class(task: Task, row: Row) -> int:
         ValueError: the answer is not one of the task's.
     """
     if row["answer"] not in task.answers:
-        raise ValueError(f"{row['answer']!r} is no answer of task {task.name}: {', '.join(task.classes)}.")
+        raise ValueError(f"{str(row['answer'])!r} is no answer of task {task.name}: {', '.join(task.classes)}.")
     return task.answers[row["answer"]]
 
 

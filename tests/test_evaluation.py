@@ -9,11 +9,18 @@ from prepared_folders import write_prepared
 from stage_folders import TASKS, write_sets
 from tiny import randomize, text_config, vq_config
 
-from neurolm_hf import EEGFeatureExtractor, NeuroLMConfig, NeuroLMForCausalLM, NeuroLMProcessor
+from neurolm_hf import (
+    EEGFeatureExtractor,
+    NeuroLMConfig,
+    NeuroLMForCausalLM,
+    NeuroLMProcessor,
+    NeuroLMVQForSequenceClassification,
+)
 from neurolm_hf import evaluation as module
-from neurolm_hf.answering import Answering, open_set
+from neurolm_hf.answering import Answering, Classifying, open_set
 from neurolm_hf.baseline import baseline_probabilities
-from neurolm_hf.evaluation import PublishedFigures, Score, Windows, evaluate_set, judge
+from neurolm_hf.collators import EEGCollator
+from neurolm_hf.evaluation import PublishedFigures, Score, Windows, ask, evaluate_set, judge
 from neurolm_hf.metrics import (
     ANSWER_METRICS,
     accuracy,
@@ -50,6 +57,15 @@ def answering():
     )
     model = randomize(NeuroLMForCausalLM(config))
     return Answering("tiny", model, processor, model.config)
+
+
+@pytest.fixture(scope="module")
+def classifying():
+    """A tiny classifier of Workload."""
+    torch.manual_seed(1)
+    labels = {"id2label": {0: "No", 1: "Yes"}, "label2id": {"No": 0, "Yes": 1}}
+    model = randomize(NeuroLMVQForSequenceClassification(vq_config(num_channel_embeddings=256, **labels)))
+    return Classifying("head", model, NeuroLMProcessor(EEGFeatureExtractor(notch_frequency=50)), model.config)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +209,60 @@ def test_the_model_beside_baseline_and_chance(answering, workload):
         result.models["tiny"].scores["accuracy"].value
     )
     assert any("roc_auc is undefined in" in note for note in result.models["tiny"].notes)
+
+
+def test_models_beside_each_other(answering, classifying, workload):
+    """Each is judged as it is alone, and the first is compared with the other within the same draws of subjects."""
+    models = {"words": answering, "head": classifying}
+    result = evaluate_set(workload, models, batch_size=5, written_windows=2)
+    assert list(result.models) == ["words", "head"]
+    for name, model in models.items():
+        alone = evaluate_set(workload, {"it": model}, written_windows=2)
+        own, of_alone = result.models[name], alone.models["it"]
+        assert values(own.scores) == pytest.approx(values(of_alone.scores), abs=1e-6)
+        assert own.less_baseline["roc_auc"].low == pytest.approx(of_alone.less_baseline["roc_auc"].low, abs=1e-6)
+        assert (own.doubts, own.written) == (of_alone.doubts, of_alone.written)
+        assert (alone.baseline, alone.chance, alone.notes) == (result.baseline, result.chance, result.notes)
+    words, head = result.models.values()
+    assert (words.first_less, words.written.windows, head.written) == (None, 2, None)
+    assert head.doubts == ["The model does not say which tasks it was trained on."]
+    assert words.doubts == []
+    windows = module.windows_of(workload)
+    assert windows.labels.tolist() == list(workload.rows["label"])
+    assert windows.subjects.tolist() == list(workload.rows["subject"])
+    judged = [judge(windows, ask(workload, one, written_windows=0).probabilities, ANSWER_METRICS) for one in
+              models.values()]  # fmt: skip
+    expected = judged[0].less(judged[1]).scores
+    for name in ANSWER_METRICS:
+        assert head.first_less[name].value == pytest.approx(expected[name].value, abs=1e-6)
+        assert head.first_less[name].low == pytest.approx(expected[name].low, abs=1e-6)
+        assert head.first_less[name].value == words.scores[name].value - head.scores[name].value
+    assert any(abs(one.value) > 1e-3 for one in head.first_less.values())
+
+
+def test_a_classifier_says_of_each_window_what_its_model_says(classifying, workload):
+    answers = ask(workload, classifying, batch_size=5)
+    with torch.no_grad():
+        for row, found in zip(workload.rows, answers.probabilities, strict=True):
+            batch = EEGCollator(classifying.processor.feature_extractor)([row])
+            batch.pop("rows")
+            expected = classifying.model(**batch).logits.double().softmax(1)[0]
+            assert found == pytest.approx(expected.numpy(), abs=1e-6)
+    assert answers.probabilities.std(0).min() > 1e-4
+
+
+def test_a_classifier_is_not_scored_as_the_reference_does(answering, classifying, workload, monkeypatch):
+    asked = written_by(monkeypatch, [" Yes "])
+    with pytest.raises(ValueError, match="head is a classifier, which writes no answers"):
+        evaluate_set(workload, {"words": answering, "head": classifying}, as_reference=True)
+    assert asked == []  # told before the other has written for hours
+
+
+def test_rows_without_an_answer_are_refused_before_anything_is_asked(answering, workload, monkeypatch):
+    rows = workload.rows.map(lambda row: {**row, "answer": "Maybe"}).with_format("numpy")
+    monkeypatch.setattr(module, "ask", None)
+    with pytest.raises(ValueError, match="'Maybe' is no answer of task Workload"):
+        evaluate_set(dataclasses.replace(workload, rows=rows), {"tiny": answering})
 
 
 def test_answers_that_are_several(answering, tmp_path):
