@@ -5,14 +5,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from stage_folders import write_language_model, write_sets, write_text_model, write_tokenizer, write_vq
-from test_answering import tune
+from test_answering import tune, write_classifier
 from test_lora import stir
 from test_recipes import script_module
 
-from neurolm_hf import EEGFeatureExtractor, NeuroLMForCausalLM, NeuroLMProcessor
+from neurolm_hf import (
+    EEGFeatureExtractor,
+    NeuroLMForCausalLM,
+    NeuroLMProcessor,
+    NeuroLMVQForSequenceClassification,
+)
 from neurolm_hf.baseline import baseline_probabilities
+from neurolm_hf.collators import EEGCollator
 from neurolm_hf.lora import add_adapter, lora_config
 from neurolm_hf.metrics import ANSWER_METRICS, auroc
 from neurolm_hf.preparation import prepare_dataset
@@ -48,6 +55,8 @@ def folders(tmp_path_factory):
     tokenizer = write_tokenizer(root / "tokenizer")
     text, vq = write_text_model(root / "text", tokenizer), write_vq(root / "vq")
     made["vq"] = vq
+    provenance = {"data": [{"task": "Workload", "subjects": ["Subject00"]}]}
+    made["classifier"] = write_classifier(root / "classifier", vq, provenance)
     made["model"] = tune(write_language_model(root / "model", vq, text), WORKLOAD)
     base = NeuroLMForCausalLM.from_pretrained(made["model"])
     stir(add_adapter(base, made["model"], lora_config(base))).save_pretrained(root / "adapter")
@@ -145,6 +154,48 @@ def test_an_adapter(folders, answers, tmp_path, capsys):
     assert "sha256" in json.loads((tmp_path / "results.json").read_text())["models"]["LoRA"]["source"]
 
 
+def test_one_command_compares_models(folders, tmp_path, capsys):
+    models = [folders[name] for name in ("model", "classifier", "adapter")]
+    arguments = ["--data", folders["workload"], "--output-dir", tmp_path, "--written-windows", "4"]
+    assert evaluate("--model", *models, *arguments) == 0
+    printed = capsys.readouterr()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.out.splitlines() if "|" in line]
+    table = {row[0]: row[1:] for row in cells[2 : 2 + 10]}
+    assert list(table) == [
+        *("model", "classifier", "adapter", "log band power, logistic regression"),
+        *(f"difference: {name} less baseline" for name in ("model", "classifier", "adapter")),
+        *("difference: model less classifier", "difference: model less adapter", "chance"),
+    ]
+    assert "warning: adapter, Workload: The model does not say" in printed.err
+    (result,) = results(tmp_path)
+    found = {name: one["scores"]["roc_auc"]["value"] for name, one in result["models"].items()}
+    column = cells[0].index("AUROC") - 1
+    assert {name: f"{value:.3f}" for name, value in found.items()} == {
+        name: table[name][column].split(" ")[0] for name in found
+    }
+    # as of each by itself
+    rows = load_prepared(folders["workload"], "test")
+    model = NeuroLMVQForSequenceClassification.from_pretrained(folders["classifier"]).eval()
+    batch = EEGCollator(EEGFeatureExtractor.from_pretrained(folders["classifier"]))([rows[i] for i in range(30)])
+    with torch.no_grad():
+        logits = model(**{name: values for name, values in batch.items() if name != "rows"}).logits
+    assert found["classifier"] == pytest.approx(auroc(np.asarray(rows["label"]), logits.softmax(1)[:, 1]), abs=1e-6)
+    assert len(set(found.values())) == 3
+    first_less = result["models"]["classifier"]["first_less"]["roc_auc"]["value"]
+    assert first_less == found["model"] - found["classifier"]
+    written = {name: one["written"] and one["written"]["windows"] for name, one in result["models"].items()}
+    assert written == {"model": 4, "classifier": None, "adapter": 4}
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [one["kind"] for one in content["models"].values()] == ["answers", "classifier", "answers"]
+    # the card of any of them finds its own figures
+    script_module("publish").main([folders["classifier"], "me/head", "--results", str(tmp_path), "--dry-run"])
+    card = capsys.readouterr().out
+    assert f"| head | {' | '.join(table['classifier'])} |" in card
+    assert "difference: head less baseline" in card
+    assert "less adapter" not in card
+    assert "type: eeg-classification" in card
+
+
 def test_as_the_reference_scores(folders, tmp_path, capsys):
     figures = tmp_path / "figures.json"
     figures.write_text(json.dumps([{"name": "A", "source": "B", "task": "Workload", "metrics": {"accuracy": 0.6}}]))
@@ -177,6 +228,14 @@ def test_as_the_reference_scores(folders, tmp_path, capsys):
         (["--model", "{vq}", "--data", "{workload}"], "is a neurolm_vq, which answers nothing"),
         (["--model", "{root}/absent", "--data", "{workload}"], "is no folder here, nor can it be read"),
         (["--model", "{model}", "--data", "{workload}", "--device", "nowhere"], "be put on the device 'nowhere'"),
+        (
+            ["--model", "{model}", "{classifier}", "--data", "{hmc}:validation"],
+            "is a classifier of No, Yes; these sets",
+        ),
+        (
+            ["--model", "{classifier}", "--data", "{workload}", "{hmc}:validation"],
+            "is a classifier of No, Yes; HMC is answered by (A), (B)",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated(folders, arguments, message, tmp_path, monkeypatch):
@@ -187,6 +246,15 @@ def test_what_cannot_be_evaluated(folders, arguments, message, tmp_path, monkeyp
     assert status.startswith("error: ")
     assert message in status
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_is_not_scored_as_the_reference_does(folders, tmp_path):
+    models = [folders["model"], folders["classifier"]]
+    status = evaluate(
+        "--model", *models, "--data", folders["workload"], "--output-dir", tmp_path / "out", "--as-reference"
+    )
+    assert "classifier is a classifier, which writes no answers" in status
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told_of_before_the_scoring(folders, tmp_path, monkeypatch):
@@ -204,6 +272,9 @@ def test_a_folder_that_cannot_be_made_is_told_of_before_the_scoring(folders, tmp
         (["--published", "figures.json"], "add --as-reference"),
         (["--batch-size", "0"], "--batch-size is 1 or more"),
         (["--written-windows", "-1"], "--written-windows is 0 or more"),
+        (["--name", "a", "b"], "--name has 2 names for 1 models"),
+        (["--model", "runs/a/last", "runs/b/last"], "models are called alike, last, last: give each its own --name"),
+        (["--model", "a", "b", "--name", "c", "c"], "called alike, c, c"),
     ],
 )
 def test_wrong_usage(arguments, message, capsys):
