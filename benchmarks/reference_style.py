@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from neurolm_hf import NeuroLMForCausalLM, NeuroLMVQForPreTraining
-from neurolm_hf.modeling_neurolm import IGNORE_INDEX, NeuroLMEEGEncoder, reconstruction_targets
+from neurolm_hf.layers_neurolm import IGNORE_INDEX
+from neurolm_hf.modeling_neurolm import NeuroLMEEGEncoder, reconstruction_targets
 
 
 class PaddedBatch(NamedTuple):

@@ -26,6 +26,13 @@ _EXPORTS = {
     "NeuroLMVQModel": "modeling_neurolm",
     "NeuroLMVQForPreTraining": "modeling_neurolm",
     "NeuroLMVQForSequenceClassification": "modeling_neurolm",
+    "LABRAM_SIZES": "configuration_labram",
+    "LaBraMConfig": "configuration_labram",
+    "LaBraMVQConfig": "configuration_labram",
+    "LaBraMModel": "modeling_labram",
+    "LaBraMForMaskedEEGModeling": "modeling_labram",
+    "LaBraMForSequenceClassification": "modeling_labram",
+    "LaBraMVQModel": "modeling_labram",
     "EEGFeatureExtractor": "processing_neurolm",
     "NeuroLMProcessor": "processing_neurolm",
     "EEGQuestionAnsweringPipeline": "pipeline_neurolm",
@@ -40,10 +47,16 @@ _AUTO_CLASSES: dict[str, list[tuple[str, str, str]]] = {
         ("AutoModel", "NeuroLMConfig", "NeuroLMModel"),
         ("AutoModelForCausalLM", "NeuroLMConfig", "NeuroLMForCausalLM"),
         ("AutoModelForSequenceClassification", "NeuroLMConfig", "NeuroLMForSequenceClassification"),
+        ("AutoModel", "LaBraMVQConfig", "LaBraMVQModel"),
+        ("AutoModel", "LaBraMConfig", "LaBraMModel"),
+        ("AutoModelForPreTraining", "LaBraMConfig", "LaBraMForMaskedEEGModeling"),
+        ("AutoModelForSequenceClassification", "LaBraMConfig", "LaBraMForSequenceClassification"),
     ],
     "transformers.models.auto.feature_extraction_auto": [
         ("AutoFeatureExtractor", "NeuroLMConfig", "EEGFeatureExtractor"),
         ("AutoFeatureExtractor", "NeuroLMVQConfig", "EEGFeatureExtractor"),
+        ("AutoFeatureExtractor", "LaBraMConfig", "EEGFeatureExtractor"),
+        ("AutoFeatureExtractor", "LaBraMVQConfig", "EEGFeatureExtractor"),
     ],
     "transformers.models.auto.processing_auto": [("AutoProcessor", "NeuroLMConfig", "NeuroLMProcessor")],
 }
@@ -63,7 +76,7 @@ def __dir__() -> list[str]:
 
 def _register(auto_module: ModuleType) -> None:
     if auto_module.__name__ == _CONFIG_MODULE:
-        for name in ("NeuroLMConfig", "NeuroLMVQConfig"):
+        for name in ("NeuroLMConfig", "NeuroLMVQConfig", "LaBraMConfig", "LaBraMVQConfig"):
             config = __getattr__(name)
             auto_module.AutoConfig.register(config.model_type, config, exist_ok=True)
         return
@@ -85,7 +98,7 @@ class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
     """
 
     def __init__(self) -> None:
-        self.ours = {f"{__name__}.{module}" for module in _EXPORTS.values()}
+        self.ours = {f"{__name__}.{module}" for module in (*_EXPORTS.values(), "layers_neurolm")}
         self.loading: set[str] = set()
         self.theirs = {_CONFIG_MODULE, _PIPELINES_MODULE, *_AUTO_CLASSES}
         self.loaded = {name for name in self.theirs if name in sys.modules}

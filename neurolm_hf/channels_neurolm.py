@@ -17,7 +17,7 @@ import numpy as np
 # Channel names
 # ------------------------------------------------------------------------------------------------
 
-# The order is the checkpoint's: a channel's id is its index here.
+# The order is the checkpoints': a channel's id is its index here, to which LaBraM adds one.
 # fmt: off
 CHANNEL_VOCABULARY: tuple[str, ...] = (
     "FP1", "FPZ", "FP2",
@@ -59,13 +59,14 @@ _NON_EEG = re.compile(
 )
 _BIOSEMI_LABEL = re.compile(r"^[A-I]\d{1,2}$")
 _UNKNOWN = "unknown name"
+_NO_ROW = "a channel that this model has no row for"
 # In messages, so many names are written out.
 NAMED_AT_MOST = 24
 
 
 @dataclass(frozen=True)
 class KeptChannel:
-    """A channel the model will read: its row in the recording, the name found there, its vocabulary name and id."""
+    """A channel the model will read: its row in the recording, the name found there, its vocabulary name and index."""
 
     row: int
     original: str
@@ -98,7 +99,7 @@ class Montage:
 
     @property
     def ids(self) -> np.ndarray:
-        """Vocabulary ids, int64 (channels,)."""
+        """Indices in the vocabulary, int64 (channels,)."""
         return np.array([channel.id for channel in self.kept], dtype=np.int64)
 
 
@@ -126,6 +127,7 @@ def resolve_montage(
     excluded: Mapping[int, str] | None = None,
     unknown_channels: UnknownChannels = "raise",
     source: str = "recording",
+    known_channels: int = len(CHANNEL_VOCABULARY),
 ) -> Montage:
     """Resolve the channel names of one recording.
 
@@ -134,20 +136,30 @@ def resolve_montage(
         excluded: rows to leave out whatever their name, with the reason of each.
         unknown_channels: 'raise', or 'drop' to leave unknown names out and say so in `dropped`.
         source: what to call the recording in messages.
+        known_channels: so many names of the vocabulary, from its first on, have a row in the model. `unknown_channels`
+            says what becomes of the others too.
 
     Raises:
         TypeError: a name is not a string.
-        ValueError: unknown names (with the closest vocabulary names), two rows of one name, or no channel left.
+        ValueError: unknown names (with the closest vocabulary names), names that the model has no row for, two rows
+            of one name, or no channel left.
     """
     if unknown_channels not in ("raise", "drop"):
         raise ValueError(f"unknown_channels is 'raise' or 'drop', not {unknown_channels!r}.")
-    rows = resolve_rows(ch_names, excluded, source)
+    rows = resolve_rows(ch_names, excluded, source, known_channels)
     kept = [channel for channel in rows if isinstance(channel, KeptChannel)]
     dropped = [channel for channel in rows if isinstance(channel, DroppedChannel)]
     unknown = [channel.original for channel in dropped if channel.reason.startswith(_UNKNOWN)]
     biosemi = _has_biosemi_labels(ch_names)
     if unknown and unknown_channels == "raise":
         raise ValueError(_unknown_channels_message(unknown, source, biosemi))
+    without_row = [repr(channel.original) for channel in dropped if channel.reason == _NO_ROW]
+    if without_row and unknown_channels == "raise":
+        raise ValueError(
+            f"{source}: this model has no row for {len(without_row)} channel(s): {join_words(without_row)}. The names "
+            f"are known, but it has rows for the first {known_channels} of the vocabulary only. Leave them out, or "
+            "pass unknown_channels='drop' (--unknown-channels drop) to drop and report them."
+        )
     _check_no_duplicates(kept, source)
     if not kept:
         reasons = (
@@ -158,7 +170,10 @@ def resolve_montage(
 
 
 def resolve_rows(
-    ch_names: Sequence[str], excluded: Mapping[int, str] | None = None, source: str = "recording"
+    ch_names: Sequence[str],
+    excluded: Mapping[int, str] | None = None,
+    source: str = "recording",
+    known_channels: int = len(CHANNEL_VOCABULARY),
 ) -> list[KeptChannel | DroppedChannel]:
     """What becomes of every row of a recording, on its own; arguments as in `resolve_montage`, which this serves.
 
@@ -174,7 +189,9 @@ def resolve_rows(
         # BioSemi's A1 is no ear lobe and its C3 no C3.
         name = None if biosemi and _BIOSEMI_LABEL.match(clean_name(original)) else resolve_channel(original)
         if reason is None and name is not None:
-            rows.append(KeptChannel(row, original, name, _ID_BY_NAME[name]))
+            index = _ID_BY_NAME[name]
+            is_known = index < known_channels
+            rows.append(KeptChannel(row, original, name, index) if is_known else DroppedChannel(original, _NO_ROW))
             continue
         reason = reason or non_eeg_reason(original) or _UNKNOWN + (" (BioSemi label)" if biosemi else "")
         rows.append(DroppedChannel(original, reason))

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from .channels_neurolm import CHANNEL_VOCABULARY
-from .modeling_neurolm import IGNORE_INDEX, PADDING_CODE
+from .layers_neurolm import IGNORE_INDEX, PADDING_CODE
 from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
 from .prompts import completion_ids
 from .storage import Row, row_signal
@@ -226,16 +226,28 @@ def checked_signal(feature_extractor: EEGFeatureExtractor, row: Row) -> NDArray[
 
     Raises:
         RecipeMismatchError: prepared by another recipe; a ValueError, as the others.
-        ValueError: channels that are no vocabulary names or do not fit the signal, values
-            that are not finite.
+        ValueError: channels that are no vocabulary names, have no row in the model or do not fit the signal, more
+            seconds than it reads, values that are not finite.
     """
     where = row_name(row)
     _check_recipe(feature_extractor, row)
     signal, channels = row_signal(row), list(row["channels"])
     if unknown := [name for name in channels if name not in _CHANNEL_IDS]:
         raise ValueError(f"{where}: {', '.join(unknown)} are no names of the channel vocabulary.")
+    if without_row := [name for name in channels if _CHANNEL_IDS[name] >= feature_extractor.known_channels]:
+        raise ValueError(
+            f"{where}: this model has no row for {', '.join(without_row)}: it has rows for the first "
+            f"{feature_extractor.known_channels} names of the channel vocabulary only. Prepare the recordings without "
+            "these channels (`drop_channels` of the task)."
+        )
     if len(signal) != len(channels):
         raise ValueError(f"{where}: {len(signal)} rows of signal for {len(channels)} channels.")
+    seconds = signal.shape[1] / feature_extractor.sampling_rate
+    if seconds > feature_extractor.max_seconds:
+        raise ValueError(
+            f"{where}: the window has {seconds:g} s, and this model reads {feature_extractor.max_seconds} s at most: "
+            "prepare shorter windows."
+        )
     finite = np.isfinite(signal)
     if not finite.all():
         row_index, sample = (int(index) for index in np.argwhere(~finite)[0])

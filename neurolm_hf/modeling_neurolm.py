@@ -12,20 +12,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask, create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -39,46 +36,40 @@ from transformers.utils import (
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_neurolm import CleanUploads, NeuroLMConfig, NeuroLMVQConfig
+from .layers_neurolm import (
+    FLOAT32_MODULES,
+    IGNORE_INDEX,
+    PADDING_CODE,
+    EEGAttention,
+    EEGClassifierOutput,
+    EEGEmbedding,
+    EEGLayer,
+    NeuralTokenizer,
+    PatchEmbedding,
+    VectorQuantizer,
+    VQEncoderOutput,
+    WindowClassifier,
+    check_patches,
+    check_shapes,
+    denominators,
+    init_layer,
+    mean_over,
+    patch_errors,
+    quantize_features,
+    real_patches,
+    tanh_head,
+    zscore,
+)
 
 
 logger = logging.get_logger(__name__)
-
-IGNORE_INDEX = -100
-PADDING_CODE = -1
 
 # The targets of the language model: codes, text of a row that has EEG, text of a row that has none. Each kind has a
 # mean of its own, so that a few answers are not lost among much text.
 TARGET_KINDS = ("eeg", "answer", "text")
 
-# What stays in float32 when weights are loaded in another precision; the third buffer of the quantiser is a boolean.
-FLOAT32_MODULES = ["to_codebook", "quantizer.codebook", "quantizer.cluster_size"]
-
-# Rows of vectors compared with the codebook at a time, so that no (patches x codes) matrix exists for a whole batch.
-LOOKUP_CHUNK = 8192
-
 # Targets whose logits, as wide as both vocabularies together, exist at a time.
 LOSS_CHUNK = 512
-
-# A codebook that is fed but never moved is a silent failure: say so after this many training batches.
-BATCHES_BEFORE_WARNING = 64
-
-
-@dataclass
-class NeuroLMVQEncoderOutput(ModelOutput):
-    r"""What [`NeuroLMVQModel.encode`] returns.
-
-    Args:
-        features (`torch.FloatTensor` of shape `(batch, patches, hidden_size)`): the encoder's features, before the
-            quantiser. These are what the language model reads.
-        quantized (`torch.FloatTensor` of shape `(batch, patches, codebook_dim)`): the nearest codes' vectors, of unit
-            length.
-        codes (`torch.LongTensor` of shape `(batch, patches)`): indices into the codebook; -1 at padding, unless
-            `padding_enters_statistics` has it quantised too.
-    """
-
-    features: torch.Tensor | None = None
-    quantized: torch.Tensor | None = None
-    codes: torch.Tensor | None = None
 
 
 @dataclass
@@ -108,13 +99,15 @@ class NeuroLMVQOutput(ModelOutput):
             that tells EEG features (0) from text embeddings (1); only from [`NeuroLMVQForPreTraining`].
         frequency, raw: see [`NeuroLMVQDecoderOutput`].
         target_frequency, target_raw: what they should have been, same shapes; zero at padding.
-        features, quantized, codes: see [`NeuroLMVQEncoderOutput`].
-        patch_losses (`torch.FloatTensor` of shape `(batch, patches, 4)`): loss (without the alignment losses),
-            frequency, raw and commitment loss of each patch, zero where it enters none; their means are the losses.
+        features, quantized, codes: see [`VQEncoderOutput`].
+        patch_losses (`torch.FloatTensor` of shape `(batch, patches, 4)`): `PATCH_LOSSES` of each patch, the loss
+            without the alignment losses, zero where it enters none; their means are the losses.
         codebook_usage (`torch.FloatTensor` of shape `()`): share of the codebook that this batch used.
         perplexity (`torch.FloatTensor` of shape `()`): exponential of the entropy of the codes of this batch.
         hidden_states, attentions: of the encoder, when asked for.
     """
+
+    PATCH_LOSSES: ClassVar[tuple[str, ...]] = ("loss", "frequency_loss", "raw_loss", "commitment_loss")
 
     loss: torch.Tensor | None = None
     frequency_loss: torch.Tensor | None = None
@@ -207,144 +200,6 @@ class NeuroLMCausalLMOutputWithPast(ModelOutput):
     eeg_codes: torch.Tensor | None = None
 
 
-@dataclass
-class NeuroLMSequenceClassifierOutput(ModelOutput):
-    r"""What [`NeuroLMForSequenceClassification.forward`] and [`NeuroLMVQForSequenceClassification.forward`] return.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): mean of `sample_losses` over the labelled samples of the batch; with
-            `num_items_in_batch`, this batch's share of the mean over the step. With `labels`.
-        logits (`torch.FloatTensor` of shape `(batch, num_labels)`): before softmax or sigmoid; of a regression, the
-            predicted values.
-        features (`torch.FloatTensor` of shape `(batch, width)`): what the head has read.
-        sample_losses (`torch.FloatTensor` of shape `(batch,)`): loss of each sample, float32; 0 where its label is
-            -100. With `labels`.
-        hidden_states, attentions: when asked for; of the language model, or of the neural tokenizer's encoder where
-            that stands alone. `None` with `classifier_pooling="encoder_mean"`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    features: torch.Tensor | None = None
-    sample_losses: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class NeuroLMEEGEmbedding(nn.Embedding):
-    """Rows for channels or seconds, drawn with a standard deviation of their own."""
-
-    def __init__(self, rows: int, width: int, initializer_range: float):
-        super().__init__(rows, width)
-        self.initializer_range = initializer_range
-
-
-class NeuroLMPatchGroupNorm(nn.GroupNorm):
-    """Group norm of a whole sample: the statistics run over all its real patches, not over one patch."""
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`hidden_states` (batch, patches, channels, positions), `mask` (batch, patches), True where real."""
-        if mask is None:
-            return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
-        batch, patches, _, positions = hidden_states.shape
-        groups = hidden_states.float().view(batch, patches, self.num_groups, -1, positions)
-        real = mask[:, :, None, None, None]
-        count = mask.sum(1).clamp(min=1).view(batch, 1, 1, 1, 1) * groups[0, 0, 0].numel()
-        mean = (groups * real).sum((1, 3, 4), keepdim=True) / count
-        variance = ((groups - mean).square() * real).sum((1, 3, 4), keepdim=True) / count
-        normed = ((groups - mean) * torch.rsqrt(variance + self.eps)).view(hidden_states.shape)
-        normed = normed * self.weight[:, None].float() + self.bias[:, None].float()
-        return normed.to(hidden_states.dtype)
-
-
-class NeuroLMPatchEmbedding(nn.Module):
-    """Three convolutions along time and a projection: (batch, patches, patch_size) -> (batch, patches, hidden)."""
-
-    def __init__(self, config: NeuroLMVQConfig):
-        super().__init__()
-        channels, groups = config.conv_channels, config.conv_groups
-        self.conv1 = nn.Conv1d(1, channels, kernel_size=15, stride=8, padding=7)
-        self.norm1 = NeuroLMPatchGroupNorm(groups, channels)
-        self.conv2 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
-        self.norm2 = NeuroLMPatchGroupNorm(groups, channels)
-        self.conv3 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
-        self.norm3 = NeuroLMPatchGroupNorm(groups, channels)
-        positions = (config.patch_size - 1) // 8 + 1
-        self.projection = nn.Linear(positions * channels, config.hidden_size)
-
-    def forward(self, input_values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        batch, patches, _ = input_values.shape
-        hidden_states = input_values.flatten(0, 1).unsqueeze(1)
-        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3)):
-            hidden_states = conv(hidden_states)
-            normed = norm(hidden_states.view(batch, patches, *hidden_states.shape[1:]), mask)
-            hidden_states = F.gelu(normed).flatten(0, 1)
-        hidden_states = hidden_states.transpose(1, 2).reshape(batch, patches, -1)
-        return F.gelu(self.projection(hidden_states))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-class NeuroLMVQAttention(nn.Module):
-    """Self-attention in which all patches of a sample see each other. No biases."""
-
-    def __init__(self, config: NeuroLMVQConfig, hidden_size: int, num_heads: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.output = nn.Linear(hidden_size, hidden_size, bias=False)
-
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch, patches, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, patches, 3, -1, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        # Without padding there is no mask, and sdpa would turn causal unless told otherwise.
-        attended, weights = attention(
-            self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, is_causal=False
-        )
-        return self.output(attended.reshape(batch, patches, width)), weights
-
-
-class NeuroLMVQLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer block; its layer norms have no bias."""
-
-    def __init__(self, config: NeuroLMVQConfig, hidden_size: int, num_heads: int):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps, bias=False)
-        self.attention = NeuroLMVQAttention(config, hidden_size, num_heads)
-        self.mlp_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps, bias=False)
-        self.mlp_in = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
-        self.mlp_out = nn.Linear(4 * hidden_size, hidden_size, bias=False)
-
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), attention_mask)[0]
-        return hidden_states + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_states))))
-
-
 class NeuroLMVQTransformer(nn.Module):
     """Adds where (channel) and when (second) to embedded patches and lets them see each other."""
 
@@ -352,9 +207,11 @@ class NeuroLMVQTransformer(nn.Module):
         super().__init__()
         self.config = config
         spread = config.embedding_initializer_range
-        self.channel_embedding = NeuroLMEEGEmbedding(config.num_channel_embeddings, hidden_size, spread)
-        self.time_embedding = NeuroLMEEGEmbedding(config.max_seconds, hidden_size, spread)
-        self.layers = nn.ModuleList(NeuroLMVQLayer(config, hidden_size, num_heads) for _ in range(num_layers))
+        self.channel_embedding = EEGEmbedding(config.num_channel_embeddings, hidden_size, spread)
+        self.time_embedding = EEGEmbedding(config.max_seconds, hidden_size, spread)
+        self.layers = nn.ModuleList(
+            EEGLayer(config, hidden_size, num_heads, 4 * hidden_size) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(hidden_size, eps=config.final_layer_norm_eps)
         self.gradient_checkpointing = False
 
@@ -372,167 +229,6 @@ class NeuroLMVQTransformer(nn.Module):
         return self.norm(hidden_states)
 
 
-class NeuroLMVectorQuantizer(nn.Module):
-    """Codebook of unit vectors, moved by an exponential moving average of the vectors that chose each code.
-
-    Buffers:
-        codebook (`(codebook_size, codebook_dim)`, float32): unit vectors.
-        cluster_size (`(codebook_size,)`, float32): moving average of each code's count in a batch.
-        initialized (`()`, bool): whether k-means (or a checkpoint) has placed the codes.
-
-    Training batches only add to sums; [`update`] moves the codebook by them, once an optimiser step. The buffers stay
-    in float32 whatever the model is cast to.
-    """
-
-    codebook: torch.Tensor
-    cluster_size: torch.Tensor
-    initialized: torch.Tensor
-
-    def __init__(self, config: NeuroLMVQConfig):
-        super().__init__()
-        self.config = config
-        self.register_buffer("codebook", torch.empty(config.codebook_size, config.codebook_dim, dtype=torch.float32))
-        self.register_buffer("cluster_size", torch.empty(config.codebook_size, dtype=torch.float32))
-        self.register_buffer("initialized", torch.empty((), dtype=torch.bool))
-        self._forget_sums()
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> "NeuroLMVectorQuantizer":
-        # `.to(bfloat16)` and `.half()` cast buffers; a codebook needs all its bits, so only the device may change
-        before = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != torch.float32:
-                self.register_buffer(name, buffer.to(device=moved.device, dtype=torch.float32))
-        return self
-
-    def _forget_sums(self) -> None:
-        # Not buffers: DistributedDataParallel would overwrite every rank's sums by those of rank 0.
-        self._counts: torch.Tensor | None = None
-        self._sums: torch.Tensor | None = None
-        self._candidates: list[torch.Tensor] = []
-        self._pending_batches = 0
-        self._step_dropped = False
-
-    def drop_step(self) -> None:
-        """Forgets what this rank has seen since the last [`update`], and takes no more until the next."""
-        self._forget_sums()
-        self._step_dropped = True
-
-    def lookup(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Index of the nearest code by squared distance. `vectors` (n, codebook_dim), unit length; returns (n,)."""
-        squares = self.codebook.square().sum(1)
-        chunks = [torch.argmin(squares - 2 * chunk @ self.codebook.T, dim=1) for chunk in vectors.split(LOOKUP_CHUNK)]
-        return torch.cat(chunks) if chunks else vectors.new_zeros(0, dtype=torch.long)
-
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, learn: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Quantises (batch, patches, codebook_dim).
-
-        Args:
-            mask: (batch, patches), True where a patch takes part; codes are -1 elsewhere.
-            learn: place the codebook by k-means if nothing has yet, and add this batch to the sums of [`update`].
-
-        Returns:
-            the codes' vectors (batch, patches, codebook_dim), straight-through for the gradient; the codes (batch,
-            patches); the unit vectors that were quantised.
-        """
-        vectors = F.normalize(hidden_states.float(), dim=-1)
-        flat = vectors.detach().flatten(0, -2)
-        real = flat if mask is None else flat[mask.flatten()]
-        if learn and not self.initialized:
-            self._place_codebook(real)
-        codes = self.lookup(real)
-        if learn:
-            self._accumulate(real, codes)
-        if mask is None:
-            codes = codes.view(vectors.shape[:-1])
-        else:
-            codes = torch.full_like(mask, PADDING_CODE, dtype=torch.long).masked_scatter(mask, codes)
-        nearest = F.embedding(codes.clamp(min=0), self.codebook)
-        return vectors + (nearest - vectors).detach(), codes, vectors
-
-    @torch.no_grad()
-    def _accumulate(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        if self._step_dropped:
-            return
-        counts = torch.bincount(codes, minlength=self.config.codebook_size).to(torch.float32)
-        sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
-        self._counts = counts if self._counts is None else self._counts + counts
-        self._sums = sums if self._sums is None else self._sums + sums
-        if self.config.dead_code_threshold > 0:
-            self._candidates.append(vectors)
-        self._pending_batches += 1
-        if self._pending_batches == BATCHES_BEFORE_WARNING:
-            logger.warning(
-                f"The codebook has not moved for {self._pending_batches} training batches. Call `update_codebook()` "
-                "after each optimiser step (neurolm_hf.training.CodebookCallback does it in a Trainer)."
-            )
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Moves the codebook by the sums since the last call, over all ranks. Does nothing if there are none.
-
-        Every rank must call it: it is a collective operation when torch.distributed is initialised.
-        """
-        counts = torch.zeros_like(self.cluster_size) if self._counts is None else self._counts
-        sums = torch.zeros_like(self.codebook) if self._sums is None else self._sums
-        if _is_distributed():
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
-        if not torch.isfinite(sums).all():
-            self._forget_sums()
-            raise ValueError("The vectors of this step are not finite; the codebook has not moved. Check the input.")
-        if counts.sum() > 0:
-            decay = self.config.codebook_decay
-            self.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
-            # The unit mean of a code's vectors is their sum made unit; codes without any keep their place.
-            means = torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), self.codebook)
-            self.codebook.copy_(F.normalize(self.codebook * decay + means * (1 - decay), dim=-1))
-            if self.config.dead_code_threshold > 0:
-                self._revive()
-        self._forget_sums()
-
-    def _revive(self) -> None:
-        dead = (self.cluster_size < self.config.dead_code_threshold * self.cluster_size.mean()).nonzero().squeeze(1)
-        candidates = _gather_rows(torch.cat([self.codebook[:0], *self._candidates]))
-        if len(dead) == 0 or len(candidates) == 0:
-            return
-        choice = torch.randint(len(candidates), (len(dead),), device=dead.device)
-        if _is_distributed():
-            dist.broadcast(choice, src=0)
-        self.codebook[dead] = candidates[choice]
-        self.cluster_size[dead] = self.cluster_size.mean()
-
-    @torch.no_grad()
-    def _place_codebook(self, vectors: torch.Tensor) -> None:
-        """Cosine k-means on the first batch, the same on every rank since every rank sees all vectors.
-
-        A batch that is not finite places nothing: its loss says so, and the next one may.
-        """
-        vectors = _gather_rows(vectors)
-        size = self.config.codebook_size
-        if not torch.isfinite(vectors).all():
-            return
-        if len(vectors) == 0:
-            raise ValueError("The codebook cannot be placed: the first training batch has no real patch.")
-        # a generator of its own: the result must not depend on a rank's random state, nor change it
-        generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(vectors), generator=generator)
-        if len(order) < size:
-            more = torch.randint(len(vectors), (size - len(order),), generator=generator)
-            order = torch.cat([order, more])
-        self.codebook.copy_(vectors[order[:size].to(vectors.device)])
-        for _ in range(self.config.kmeans_iterations):
-            codes = self.lookup(vectors)
-            sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
-            used = torch.bincount(codes, minlength=size) > 0
-            self.codebook.copy_(torch.where(used[:, None], F.normalize(sums, dim=-1), self.codebook))
-        self.cluster_size.copy_(torch.bincount(self.lookup(vectors), minlength=size))
-        self.initialized.fill_(True)
-
-
 class NeuroLMVQPreTrainedModel(CleanUploads, PreTrainedModel):
     """Loading, saving and initialisation of the neural tokenizer's models."""
 
@@ -547,17 +243,17 @@ class NeuroLMVQPreTrainedModel(CleanUploads, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = False
     _supports_flex_attn = True
-    _no_split_modules = ["NeuroLMVQLayer"]
+    _no_split_modules = ["EEGLayer"]
     _keep_in_fp32_modules_strict = FLOAT32_MODULES
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(NeuroLMVQLayer, layer_name="encoder."),
-        "attentions": OutputRecorder(NeuroLMVQAttention, index=1, layer_name="encoder."),
+        "hidden_states": OutputRecorder(EEGLayer, layer_name="encoder."),
+        "attentions": OutputRecorder(EEGAttention, index=1, layer_name="encoder."),
     }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        _init_eeg_module(module)
+        init_layer(module)
 
 
 class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
@@ -566,11 +262,11 @@ class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
     def __init__(self, config: NeuroLMVQConfig):
         super().__init__(config)
         width = config.hidden_size
-        self.patch_embedding = NeuroLMPatchEmbedding(config)
+        self.patch_embedding = PatchEmbedding(config, config.hidden_size)
         self.transformer = NeuroLMVQTransformer(config, width, config.num_hidden_layers, config.num_attention_heads)
         if config.has_codebook:
-            self.to_codebook = _tanh_head(width, config.codebook_dim)
-            self.quantizer = NeuroLMVectorQuantizer(config)
+            self.to_codebook = tanh_head(width, config.codebook_dim)
+            self.quantizer = VectorQuantizer(config)
         self.post_init()
 
     def forward(
@@ -581,7 +277,6 @@ class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Features (batch, patches, hidden_size) of samples that are each one segment; `mask` as booleans."""
-        input_values = input_values.to(self.patch_embedding.conv1.weight.dtype)
         norm_mask = None if self.config.padding_enters_statistics else mask
         patch_embeds = self.patch_embedding(input_values, norm_mask)
         return self.transformer(patch_embeds, channel_ids, time_ids, mask)
@@ -589,7 +284,7 @@ class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
     def quantize(
         self, features: torch.Tensor, mask: torch.Tensor | None = None, learn: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See [`NeuroLMVectorQuantizer.forward`]; the head before it runs in the precision of its weights."""
+        """See [`quantize_features`]."""
         if not self.config.has_codebook:
             raise ValueError(
                 "This checkpoint has no codebook: it was converted from a language model alone, so EEG can be read "
@@ -597,9 +292,7 @@ class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
             )
         if self.config.padding_enters_statistics:
             mask = None
-        with torch.autocast(features.device.type, enabled=False):
-            dtype = next(self.to_codebook.parameters()).dtype
-            return self.quantizer(self.to_codebook(features.to(dtype)), mask, learn)
+        return quantize_features(self.to_codebook, self.quantizer, features, mask, learn)
 
 
 class NeuroLMVQDecoder(nn.Module):
@@ -611,7 +304,7 @@ class NeuroLMVQDecoder(nn.Module):
         assert width is not None and heads is not None  # the config has filled both in
         self.embedding = nn.Linear(config.codebook_dim, width)
         self.transformer = NeuroLMVQTransformer(config, width, config.decoder_num_hidden_layers, heads)
-        self.head = _tanh_head(width, output_size)
+        self.head = tanh_head(width, output_size)
 
     def forward(
         self,
@@ -624,7 +317,7 @@ class NeuroLMVQDecoder(nn.Module):
         return self.head(self.transformer(embeds, channel_ids, time_ids, mask))
 
 
-class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
+class NeuroLMVQModel(NeuralTokenizer, NeuroLMVQPreTrainedModel):
     """The vector-quantised neural tokenizer (paper, section 3.1): EEG patches to codes and back.
 
     While training, each forward adds to the sums that move the codebook; call [`update_codebook`] after every
@@ -646,7 +339,7 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         eeg_channel_ids: torch.Tensor,
         eeg_time_ids: torch.Tensor,
         eeg_attention_mask: torch.Tensor | None = None,
-    ) -> NeuroLMVQEncoderOutput:
+    ) -> VQEncoderOutput:
         """EEG patches to features and codes.
 
         Args:
@@ -659,7 +352,7 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         mask = _check_patches(self.config, input_values, eeg_channel_ids, eeg_time_ids, None, eeg_attention_mask)
         features = self.encoder(input_values, eeg_channel_ids, eeg_time_ids, mask)
         quantized, codes, _ = self.encoder.quantize(features, mask)
-        return NeuroLMVQEncoderOutput(features=features, quantized=quantized, codes=codes)
+        return VQEncoderOutput(features=features, quantized=quantized, codes=codes)
 
     def decode(
         self,
@@ -674,25 +367,14 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         Raises:
             ValueError: unless exactly one of `codes` and `quantized` is given, and both ids.
         """
-        if (codes is None) == (quantized is None):
-            raise ValueError("Give `decode` either `codes` or `quantized`.")
+        quantized = self._vectors(codes, quantized)
         if eeg_channel_ids is None or eeg_time_ids is None:
             raise ValueError("`decode` needs `eeg_channel_ids` and `eeg_time_ids`, (batch, patches), as `encode`.")
-        if quantized is None and codes is not None:
-            quantized = F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)
         mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
         return NeuroLMVQDecoderOutput(
             frequency=self.frequency_decoder(quantized, eeg_channel_ids, eeg_time_ids, mask),
             raw=self.raw_decoder(quantized, eeg_channel_ids, eeg_time_ids, mask),
         )
-
-    def update_codebook(self) -> None:
-        """Moves the codebook by what was seen since the last call; on every rank, after each optimiser step."""
-        self.encoder.quantizer.update()
-
-    def drop_codebook_step(self) -> None:
-        """Leaves out of the next [`update_codebook`] all that this rank has seen and sees until then."""
-        self.encoder.quantizer.drop_step()
 
     def count_loss_items(
         self, input_values: torch.Tensor, eeg_attention_mask: torch.Tensor | None = None, **kwargs: Any
@@ -726,11 +408,7 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
         target_frequency, target_raw = reconstruction_targets(input_values, mask, self.config)
 
         features = self.encoder(input_values, eeg_channel_ids, eeg_time_ids, mask)
-        bypass = self.config.quantizer_bypass if self.training else 0.0
-        quantized, codes, vectors = self.encoder.quantize(features, mask, learn=self.training and bypass < 1)
-        if bypass > 0:
-            skipped = torch.rand(len(quantized), 1, 1, device=quantized.device) < bypass
-            quantized = torch.where(skipped, vectors, quantized)
+        quantized, codes, vectors = self._quantize(features, mask)
         decoded = self.decode(
             quantized=quantized,
             eeg_channel_ids=eeg_channel_ids,
@@ -738,26 +416,20 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
             eeg_attention_mask=eeg_attention_mask,
         )
 
-        nearest = F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)
-        padded = self.config.padding_enters_statistics
-        # padded mode: predictions at padding count as zero, but in the denominator
-        frequency = _patch_errors(decoded.frequency, target_frequency, mask)
-        raw = _patch_errors(decoded.raw, target_raw, mask)
-        commitment = _patch_errors(vectors, nearest, None if padded else mask)
-        commitment = commitment * (self.config.commitment_weight if bypass < 1 else 0.0)
-        total = self.config.frequency_weight * frequency + self.config.raw_weight * raw + commitment
-        patch_losses = torch.stack([total, frequency, raw, commitment], dim=-1)
         items = self.count_loss_items(input_values, eeg_attention_mask)
-        denominator = _denominators(items, num_items_in_batch, self.training)
-        losses = patch_losses.sum((0, 1)) / denominator
-        # a tensor of its own: the Trainer scales it in place
-        loss, (frequency_loss, raw_loss, commitment_loss) = losses[0].clone(), losses[1:]
-        usage, perplexity = codebook_statistics(codes, self.config.codebook_size)
+        losses = self._losses(
+            {
+                # padded mode: predictions at padding count as zero, but in the denominator
+                "frequency": patch_errors(decoded.frequency, target_frequency, mask),
+                "raw": patch_errors(decoded.raw, target_raw, mask),
+            },
+            codes,
+            vectors,
+            None if self.config.padding_enters_statistics else mask,
+            denominators(items, num_items_in_batch, self.training),
+        )
         return NeuroLMVQOutput(
-            loss=loss,
-            frequency_loss=frequency_loss,
-            raw_loss=raw_loss,
-            commitment_loss=commitment_loss,
+            **losses,  # type: ignore[arg-type]
             frequency=decoded.frequency,
             raw=decoded.raw,
             target_frequency=target_frequency,
@@ -765,9 +437,6 @@ class NeuroLMVQModel(NeuroLMVQPreTrainedModel):
             features=features,
             quantized=quantized,
             codes=codes,
-            patch_losses=patch_losses,
-            codebook_usage=usage,
-            perplexity=perplexity,
         )
 
 
@@ -855,7 +524,7 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
                 batch's share of the step's. `None`: means over this batch.
         """
         items = self.count_loss_items(input_values, eeg_attention_mask, text_input_ids, text_attention_mask)
-        counts = _denominators(items, num_items_in_batch, self.training)
+        counts = denominators(items, num_items_in_batch, self.training)
         outputs = self.vq(
             input_values,
             eeg_channel_ids,
@@ -873,43 +542,7 @@ class NeuroLMVQForPreTraining(NeuroLMVQPreTrainedModel):
         return NeuroLMVQOutput(**{**outputs, **losses, "loss": outputs.loss + sum(losses.values())})
 
 
-class _Classifier:
-    """What the two classifiers share: a linear head `score` on one vector a sample, and its loss.
-
-    `config.problem_type` says what the labels are, as everywhere in transformers. `None`: what the first labels look
-    like, values where `num_labels` is 1, else classes where they are integers, and several labels a sample otherwise.
-    """
-
-    config: Any
-    score: nn.Module
-    training: bool
-
-    def count_loss_items(self, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """(1,), float32: samples of this batch that enter the loss, its denominator; arguments of [`forward`]."""
-        if self._problem_type(labels) != "single_label_classification":
-            return torch.tensor([len(labels)], device=labels.device).float()
-        return (labels != IGNORE_INDEX).sum().float().view(1)
-
-    def _classify(
-        self, features: torch.Tensor, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | None
-    ) -> dict[str, Any]:
-        """Features (batch, width), their logits and, with labels, the losses."""
-        logits = self.score(features)
-        if labels is None:
-            return {"logits": logits, "features": features}
-        losses = _label_losses(logits.float(), labels.to(logits.device), self._problem_type(labels))
-        counts = _denominators(self.count_loss_items(labels).to(logits.device), num_items_in_batch, self.training)
-        loss = losses.sum() / counts[0]
-        return {"loss": loss, "logits": logits, "features": features, "sample_losses": losses.detach()}
-
-    def _problem_type(self, labels: torch.Tensor) -> str:
-        if self.config.problem_type is None:
-            many = "multi_label" if labels.is_floating_point() else "single_label"
-            self.config.problem_type = "regression" if self.config.num_labels == 1 else f"{many}_classification"
-        return self.config.problem_type
-
-
-class NeuroLMVQForSequenceClassification(_Classifier, NeuroLMVQPreTrainedModel):
+class NeuroLMVQForSequenceClassification(WindowClassifier, NeuroLMVQPreTrainedModel):
     """The neural tokenizer's encoder with a head that reads the mean of its features over the real patches.
 
     The codebook takes no part, and stays as it is.
@@ -951,8 +584,9 @@ class NeuroLMVQForSequenceClassification(_Classifier, NeuroLMVQPreTrainedModel):
         eeg_attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
+        smoothing: float = 0.0,
         **kwargs: Any,
-    ) -> NeuroLMSequenceClassifierOutput:
+    ) -> EEGClassifierOutput:
         """Classifies windows of EEG, or predicts values.
 
         Args:
@@ -960,11 +594,12 @@ class NeuroLMVQForSequenceClassification(_Classifier, NeuroLMVQPreTrainedModel):
             labels: as in [`NeuroLMForSequenceClassification.forward`].
             num_items_in_batch: (1,), [`count_loss_items`] summed over all batches of a step: the loss is then this
                 batch's share of the step's. `None`: mean over this batch.
+            smoothing: share of each label that goes to all classes alike.
         """
         mask = _check_patches(self.config, input_values, eeg_channel_ids, eeg_time_ids, None, eeg_attention_mask)
         features = self.encoder(input_values, eeg_channel_ids, eeg_time_ids, mask)
-        pooled = mean_over(features, _real_patches(features, mask))
-        return NeuroLMSequenceClassifierOutput(**self._classify(pooled, labels, num_items_in_batch))
+        pooled = mean_over(features, real_patches(features, mask))
+        return EEGClassifierOutput(**self._classify(pooled, labels, num_items_in_batch, smoothing))
 
 
 class NeuroLMPreTrainedModel(CleanUploads, PreTrainedModel):
@@ -988,7 +623,7 @@ class NeuroLMPreTrainedModel(CleanUploads, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        _init_eeg_module(module)
+        init_layer(module)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -1042,7 +677,7 @@ class NeuroLMModel(NeuroLMPreTrainedModel):
         self.eeg_projector = (
             nn.Identity() if eeg_width == text_width else nn.Sequential(nn.Linear(eeg_width, text_width), nn.GELU())
         )
-        self.channel_embedding = NeuroLMEEGEmbedding(
+        self.channel_embedding = EEGEmbedding(
             eeg_config.num_channel_embeddings, text_width, config.channel_initializer_range
         )
         # one precision for all, whatever the text model was published in
@@ -1626,7 +1261,7 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         samples = [one.samples for one in found]
         rows = torch.cat([one.rows + sum(samples[:place]) for place, one in enumerate(found)])
         items = _count_kinds(kinds)
-        counts = _denominators(items, num_items_in_batch, self.training)
+        counts = denominators(items, num_items_in_batch, self.training)
         weights = (1 / counts)[kinds]
         loss, losses, hits = self._weigh_targets(hidden_states, target_ids, weights)
         means = torch.zeros_like(counts).index_add_(0, kinds, losses * weights)
@@ -1912,7 +1547,7 @@ class NeuroLMForCausalLM(NeuroLMPreTrainedModel, GenerationMixin):
         )
 
 
-class NeuroLMForSequenceClassification(_Classifier, NeuroLMPreTrainedModel):
+class NeuroLMForSequenceClassification(WindowClassifier, NeuroLMPreTrainedModel):
     """NeuroLM with a head on one vector a row: classes, several labels or values, for EEG with or without text.
 
     `config.classifier_pooling` says what the head reads. Under `"encoder_mean"` the language model does not run, so
@@ -1954,8 +1589,9 @@ class NeuroLMForSequenceClassification(_Classifier, NeuroLMPreTrainedModel):
         eeg_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
+        smoothing: float = 0.0,
         **kwargs: Any,
-    ) -> NeuroLMSequenceClassifierOutput:
+    ) -> EEGClassifierOutput:
         """Classifies rows of EEG and text, or predicts values.
 
         Args:
@@ -1965,6 +1601,7 @@ class NeuroLMForSequenceClassification(_Classifier, NeuroLMPreTrainedModel):
                 (batch, num_labels), 0 or 1; or values of a regression (batch, num_labels), (batch,) for one each.
             num_items_in_batch: (1,), [`count_loss_items`] summed over all batches of a step: the loss is then this
                 batch's share of the step's. `None`: mean over this batch.
+            smoothing: share of each label that goes to all classes alike.
 
         All other arguments are those of [`NeuroLMModel.forward`].
 
@@ -1976,7 +1613,7 @@ class NeuroLMForSequenceClassification(_Classifier, NeuroLMPreTrainedModel):
         if pooling == "encoder_mean":
             ids = (eeg_channel_ids, eeg_time_ids, eeg_segment_ids, eeg_attention_mask)
             features = self._encoder_mean(input_values, eeg_features, *ids)
-            return NeuroLMSequenceClassifierOutput(**self._classify(features, labels, num_items_in_batch))
+            return EEGClassifierOutput(**self._classify(features, labels, num_items_in_batch, smoothing))
         if input_ids is None and inputs_embeds is None and eeg_time_ids is not None:
             input_ids, attention_mask = self._placeholders(eeg_time_ids, eeg_attention_mask), eeg_attention_mask
         if attention_mask is not None and attention_mask.ndim != 2:
@@ -2003,8 +1640,8 @@ class NeuroLMForSequenceClassification(_Classifier, NeuroLMPreTrainedModel):
             wanted_tokens=wanted,
             **{**kwargs, "use_cache": False, "return_dict": True},
         )
-        return NeuroLMSequenceClassifierOutput(
-            **self._classify(mean_over(outputs.last_hidden_state, wanted), labels, num_items_in_batch),
+        return EEGClassifierOutput(
+            **self._classify(mean_over(outputs.last_hidden_state, wanted), labels, num_items_in_batch, smoothing),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -2023,7 +1660,7 @@ class NeuroLMForSequenceClassification(_Classifier, NeuroLMPreTrainedModel):
             )
         encoding = self.model._encoding(input_values, eeg_features, None, False, *ids)
         features = cast(torch.Tensor, encoding.features).to(self.model.channel_embedding.weight.dtype)
-        return mean_over(features, _real_patches(features, ids[3]))
+        return mean_over(features, real_patches(features, ids[3]))
 
     def _placeholders(self, eeg_time_ids: torch.Tensor, eeg_attention_mask: torch.Tensor | None) -> torch.Tensor:
         """(batch, patches): `input_ids` of EEG alone; at padding stands another token, which is never seen."""
@@ -2057,15 +1694,15 @@ def reconstruction_targets(
         amplitude = torch.fft.rfft(signal, dim=-1).abs()
         if config.frequency_target == "log_power":
             log_power = _log_power(amplitude, mask, config.frequency_smoothing)[..., :bins]
-            frequency = _zscore(log_power, mask, torch.ones(bins, device=signal.device))
+            frequency = zscore(log_power, mask, torch.ones(bins, device=signal.device))
         else:
             # z-scores are taken over the two-sided spectrum, in which every bin but 0 and Nyquist appears twice
             twice = torch.full((amplitude.shape[-1],), 2.0, device=signal.device)
             twice[0] = 1.0
             if size % 2 == 0:
                 twice[-1] = 1.0
-            frequency = _zscore(amplitude, mask, twice)[..., :bins]
-        return frequency, _zscore(signal, mask, torch.ones(size, device=signal.device))
+            frequency = zscore(amplitude, mask, twice)[..., :bins]
+        return frequency, zscore(signal, mask, torch.ones(size, device=signal.device))
 
 
 def _log_power(amplitude: torch.Tensor, mask: torch.Tensor | None, smoothing: int) -> torch.Tensor:
@@ -2079,26 +1716,6 @@ def _log_power(amplitude: torch.Tensor, mask: torch.Tensor | None, smoothing: in
     return (power + floor).log()
 
 
-def _zscore(values: torch.Tensor, mask: torch.Tensor | None, weights: torch.Tensor) -> torch.Tensor:
-    """z-scores of (batch, patches, bins) over patches and bins, each bin counted `weights` times."""
-    real = torch.ones(values.shape[:2], device=values.device) if mask is None else mask.to(values.dtype)
-    weights = real[..., None] * weights
-    count = weights.sum((1, 2), keepdim=True)
-    mean = (values * weights).sum((1, 2), keepdim=True) / count.clamp(min=1)
-    variance = ((values - mean).square() * weights).sum((1, 2), keepdim=True) / (count - 1).clamp(min=1)
-    # a sample that is constant but for rounding has no z-score: it stays at zero instead of turning NaN or noise
-    scale = torch.where(variance > 1e-12 * mean.square(), variance, 1.0).rsqrt()
-    return (values - mean) * scale * real[..., None]
-
-
-def codebook_statistics(codes: torch.Tensor, codebook_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Share of the codebook in use, and perplexity, of codes of any shape; -1 is left out."""
-    counts = torch.bincount(codes[codes >= 0].flatten(), minlength=codebook_size).float()
-    shares = counts / counts.sum().clamp(min=1)
-    entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
-    return (counts > 0).float().mean(), entropy.exp()
-
-
 def pooled_tokens(real: torch.Tensor, pooling: str) -> torch.Tensor:
     """(batch, tokens), True at the tokens that a classifier reads.
 
@@ -2110,12 +1727,6 @@ def pooled_tokens(real: torch.Tensor, pooling: str) -> torch.Tensor:
         return real
     last = (real * torch.arange(real.shape[1], device=real.device)).argmax(1, keepdim=True)
     return torch.zeros_like(real).scatter(1, last, True)
-
-
-def mean_over(values: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """(batch, width): mean of (batch, places, width) over the places that (batch, places) holds, taken in float32."""
-    kept = values.float().masked_fill(~wanted[..., None], 0.0)
-    return (kept.sum(1) / wanted.sum(1, keepdim=True).clamp(min=1)).to(values.dtype)
 
 
 def block_ids(
@@ -2276,11 +1887,7 @@ def _check_patches(
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """Patches of the right size, and ids that fit them; returns the mask as booleans."""
-    if input_values.ndim != 3 or input_values.shape[-1] != config.patch_size:
-        raise ValueError(
-            f"`input_values` must have the shape (batch, patches, {config.patch_size}), got "
-            f"{tuple(input_values.shape)}."
-        )
+    check_patches(input_values, config.patch_size)
     return _check_ids(config, input_values.shape[:2], channel_ids, time_ids, segment_ids, attention_mask)
 
 
@@ -2293,16 +1900,13 @@ def _check_ids(
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """Ids of (batch, patches) = `shape`, and seconds as the model takes them; returns the mask as booleans."""
-    for name, ids in (
-        ("eeg_channel_ids", channel_ids),
-        ("eeg_time_ids", time_ids),
-        ("eeg_segment_ids", segment_ids),
-        ("eeg_attention_mask", attention_mask),
-    ):
-        if ids is not None and ids.shape != shape:
-            raise ValueError(
-                f"`{name}` must have the shape (batch, patches) = {tuple(shape)}, got {tuple(ids.shape)}."
-            )
+    check_shapes(
+        shape,
+        eeg_channel_ids=channel_ids,
+        eeg_time_ids=time_ids,
+        eeg_segment_ids=segment_ids,
+        eeg_attention_mask=attention_mask,
+    )
     mask = None if attention_mask is None else attention_mask.bool()
     if torch.compiler.is_compiling() or time_ids.numel() == 0:
         return mask
@@ -2354,60 +1958,6 @@ def _check_no_placeholders(placeholders: torch.Tensor) -> None:
             f"Sample {int(placeholders.any(1).nonzero()[0])} has EEG placeholders, but there are no `input_values`: "
             "give the model the processor's whole output."
         )
-
-
-def _denominators(items: torch.Tensor, num_items_in_batch: torch.Tensor | None, training: bool) -> torch.Tensor:
-    """What sums over a batch with `items` (kinds of loss,) are divided by: the step's counts where they are given.
-
-    Otherwise the batch's own, while training averaged over the ranks: DistributedDataParallel averages the ranks'
-    gradients, and with this denominator the average is the gradient of the one large batch that they make up together.
-    """
-    counts = items if num_items_in_batch is None else num_items_in_batch
-    if num_items_in_batch is None and training and _is_distributed():
-        counts = items.clone()
-        dist.all_reduce(counts)
-        counts = counts / dist.get_world_size()
-    # one where there are none: the sum is zero
-    return torch.where(counts > 0, counts, 1.0)
-
-
-def _label_losses(logits: torch.Tensor, labels: torch.Tensor, problem_type: str) -> torch.Tensor:
-    """(batch,): loss of each sample from logits (batch, num_labels), float32.
-
-    Raises:
-        ValueError: labels of another shape, or a class that there is not.
-    """
-    rows, width = logits.shape
-    of_classes = problem_type == "single_label_classification"
-    if labels.numel() != (rows if of_classes else rows * width):
-        expected = f"({rows},)" if of_classes else f"({rows}, {width})"
-        raise ValueError(f"`labels` for {problem_type} must have the shape {expected}, got {tuple(labels.shape)}.")
-    if problem_type == "regression":
-        return F.mse_loss(logits, labels.view_as(logits).float(), reduction="none").mean(1)
-    if problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels.view_as(logits).float(), reduction="none").mean(1)
-    labels = labels.view(-1)
-    if labels.is_floating_point():
-        raise ValueError(f"`labels` for {problem_type} must be integers, got {labels.dtype}.")
-    wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= width))
-    if not torch.compiler.is_compiling() and bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"The label of sample {row} is {int(labels[row])}, but the head has {width} classes, 0 to {width - 1}: "
-            "load the model with the task's `num_labels`."
-        )
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _real_patches(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(batch, patches), True where a patch is real; a ValueError for a row that has none."""
-    if mask is None:
-        return torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-    real = mask.bool()
-    if not torch.compiler.is_compiling() and not bool(real.any(1).all()):
-        row = int((~real.any(1)).nonzero()[0])
-        raise ValueError(f"Sample {row} has no EEG, of whose features a mean could be taken.")
-    return real
 
 
 def _next_tokens(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -2577,12 +2127,6 @@ def _count_kinds(target_kinds: torch.Tensor) -> torch.Tensor:
     return F.one_hot(target_kinds, len(TARGET_KINDS)).sum(0).float()
 
 
-def _patch_errors(values: torch.Tensor | None, targets: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(batch, patches): mean squared error of each patch's (batch, patches, n), zero outside the mask."""
-    errors = (cast(torch.Tensor, values).float() - targets).square().mean(-1)
-    return errors if mask is None else errors * mask
-
-
 def _classification_loss(logits: torch.Tensor, target: int, mask: torch.Tensor | None) -> torch.Tensor:
     """Summed over the tokens of (batch, tokens, 2) that the mask holds."""
     logits = logits.flatten(0, 1) if mask is None else logits[mask.bool()]
@@ -2620,27 +2164,6 @@ def _eeg_config(config: NeuroLMConfig) -> NeuroLMVQConfig:
     return cast(NeuroLMVQConfig, config.eeg_config)
 
 
-def _tanh_head(width: int, output_size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, output_size))
-
-
-def _init_eeg_module(module: nn.Module) -> None:
-    """What the library's default initialisation does not know of the EEG side.
-
-    Only modules with weights of their own can be treated here: in custom code the library skips all others.
-    """
-    if isinstance(module, NeuroLMEEGEmbedding):
-        init.normal_(module.weight, std=module.initializer_range)
-    elif isinstance(module, nn.Conv1d):
-        bound = (module.in_channels * module.kernel_size[0]) ** -0.5
-        init.uniform_(module.weight, -bound, bound)
-        init.uniform_(cast(torch.Tensor, module.bias), -bound, bound)
-    elif isinstance(module, NeuroLMVectorQuantizer):
-        init.copy_(module.codebook, F.normalize(torch.randn(module.codebook.shape), dim=-1))
-        init.zeros_(module.cluster_size)
-        init.zeros_(module.initialized)
-
-
 def _copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
     """Copies all weights by name; matrices with more rows than theirs (a grown vocabulary) take the mean row there."""
     source = theirs.state_dict()
@@ -2655,23 +2178,6 @@ def _copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
         values[: len(given)] = given
         if len(values) > len(given):
             values[len(given) :] = given.float().mean(0).to(values.dtype)
-
-
-def _gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """The rows (n, width) of all ranks in rank order; n may differ between ranks."""
-    if not _is_distributed():
-        return rows
-    lengths = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
-    longest = max(int(length) for length in lengths)
-    padded = F.pad(rows, (0, 0, 0, longest - len(rows)))
-    gathered = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(gathered, padded)
-    return torch.cat([part[: int(length)] for part, length in zip(gathered, lengths, strict=True)])
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 NeuroLMVQModel.register_for_auto_class("AutoModel")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from .channels_neurolm import CHANNEL_VOCABULARY
-from .modeling_neurolm import NeuroLMForSequenceClassification, NeuroLMVQForSequenceClassification, mean_over
+from .layers_neurolm import mean_over
+from .modeling_neurolm import NeuroLMForSequenceClassification, NeuroLMVQForSequenceClassification
 from .storage import Row, batches_of
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The neurolm_hf authors. Licensed under the Apache License, Version 2.0.
-"""From a raw EEG recording to the inputs of NeuroLM, in the order of the data.
+"""From a raw EEG recording to the inputs of NeuroLM or LaBraM, in the order of the data.
 
 1. What was done to a recording: `EEGReport`; what the model reads: `EEGSegment`, `EEGBatch`.
 2. `EEGFeatureExtractor`: the saved recipe, applied to whole recordings (`PreparedEEG`, computed where it is read),
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from .channels_neurolm import (
+    CHANNEL_VOCABULARY,
     PAD_CHANNEL_ID,
     Montage,
     UnknownChannels,
@@ -131,7 +132,7 @@ class PreparedEEG:
     takes no more memory than a short one.
 
     Fields:
-        ch_names, channel_ids: vocabulary names, and ids int64 (channels,).
+        ch_names, channel_ids: vocabulary names, and their indices int64 (channels,).
         report: its report; the seconds are filled in when it is cut.
         n_samples: at the recipe's sampling rate.
         samples: (start, stop) -> float32 (channels, stop - start); call `read`, which checks its arguments.
@@ -187,10 +188,11 @@ class PreparedEEG:
 
 @dataclass(frozen=True)
 class EEGSegment:
-    """One window as patches, time-major: all channels of second 0, then all channels of second 1, and so on.
+    """One window as patches, in the `token_order` of the feature extractor.
 
     Fields:
-        values: float32 (patches, patch_size); channel_ids, time_ids: int64 (patches,). Time ids count from 0.
+        values: float32 (patches, patch_size); channel_ids, time_ids: int64 (patches,), the model's rows. Time ids
+            count from 0.
         recording, start, end: where it comes from, in seconds of that recording.
     """
 
@@ -207,7 +209,7 @@ class EEGSegment:
 
     @property
     def n_seconds(self) -> int:
-        return int(self.time_ids[-1]) + 1
+        return int(self.time_ids.max()) + 1
 
 
 class EEGBatch(BatchFeature):
@@ -298,11 +300,23 @@ _LIBRARY_FIELDS = {
 }
 
 
+# How LaBraM reads what a recipe prepared, be it for NeuroLM: `EEGFeatureExtractor(**recipe, **LABRAM_LAYOUT)`. Its
+# channel table has 129 rows: the first is its cls token's, the last that of P8-O2.
+LABRAM_LAYOUT: dict[str, Any] = {
+    "token_order": "channel_major",
+    "channel_id_offset": 1,
+    "known_channels": 128,
+    "max_tokens": 256,
+    "max_seconds": 16,
+}
+
+
 class EEGFeatureExtractor(SequenceFeatureExtractor):
     """Turns EEG recordings of any montage, length, unit and sampling rate into patches, by a recipe saved with it.
 
     A whole recording is read, resolved, checked, brought to microvolts, band-passed, notched, resampled,
-    re-referenced, divided by `scale`, and only then cut into windows.
+    re-referenced, divided by `scale`, and only then cut into windows. The defaults are NeuroLM's; with
+    `**LABRAM_LAYOUT` the same signal comes as LaBraM reads it.
 
     Args:
         sampling_rate: Hz of the patches.
@@ -317,6 +331,13 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         max_seconds: seconds of a window at most.
         pad_to_patches: pad every row to exactly this many patches, as checkpoints tuned on padded input expect; None:
             to the longest row of the batch.
+        token_order: 'time_major', all channels of second 0, then all channels of second 1, and so on, or
+            'channel_major', all seconds of the first channel, then of the second; a row is then one window, and has no
+            segment ids.
+        channel_id_offset: what is added to a channel's index in the vocabulary: 1 where row 0 of the model's channel
+            table is no channel's. That row stands at padding, too.
+        known_channels: so many names of the vocabulary, from its first on, have a row in the model. The others are
+            treated as unknown names are.
         do_resample, do_filter, do_notch, do_rescale: switches of the steps.
         padding_value: value of padded samples.
 
@@ -324,6 +345,7 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         ValueError: values that do not fit together.
     """
 
+    # A channel-major batch has them all but `eeg_segment_ids`.
     model_input_names = [
         "input_values",
         "eeg_channel_ids",
@@ -345,6 +367,9 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         max_tokens: int = 1024,
         max_seconds: int = 64,
         pad_to_patches: int | None = None,
+        token_order: Literal["time_major", "channel_major"] = "time_major",
+        channel_id_offset: int = 0,
+        known_channels: int = len(CHANNEL_VOCABULARY),
         do_resample: bool = True,
         do_filter: bool = True,
         do_notch: bool = True,
@@ -368,6 +393,9 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         self.max_tokens = max_tokens
         self.max_seconds = max_seconds
         self.pad_to_patches = pad_to_patches
+        self.token_order = token_order
+        self.channel_id_offset = channel_id_offset
+        self.known_channels = known_channels
         self.do_resample = do_resample
         self.do_filter = do_filter
         self.do_notch = do_notch
@@ -375,7 +403,8 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         self.check_settings()
 
     def check_settings(self) -> None:
-        """A ValueError for settings that make no recipe or no windows; the message names the setting."""
+        """A ValueError for settings that make no recipe, no windows or no layout; the message names the setting."""
+        self._check_layout()
         if self.patch_size != self.sampling_rate:
             raise ValueError(
                 f"a patch is one second: patch_size ({self.patch_size}) equals sampling_rate ({self.sampling_rate})."
@@ -401,6 +430,19 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
             stride = self.stride_seconds * self.sampling_rate
             if stride < 1 - 1e-6 or abs(stride - round(stride)) > 1e-6:
                 raise ValueError(f"stride_seconds is a whole number of samples, not {self.stride_seconds} s.")
+
+    def _check_layout(self) -> None:
+        if self.token_order not in ("time_major", "channel_major"):
+            raise ValueError(f"token_order is 'time_major' or 'channel_major', not {self.token_order!r}.")
+        if self.channel_id_offset not in (0, 1):
+            raise ValueError(f"channel_id_offset is 0 or 1, not {self.channel_id_offset!r}.")
+        # Without a row 0 that is no channel's, the vocabulary's 'pad' stands at padding.
+        fewest = 1 if self.channel_id_offset else PAD_CHANNEL_ID + 1
+        if self.known_channels not in range(fewest, len(CHANNEL_VOCABULARY) + 1):
+            raise ValueError(
+                f"known_channels is a whole number from {fewest} to {len(CHANNEL_VOCABULARY)} where channel_id_offset "
+                f"is {self.channel_id_offset}, not {self.known_channels!r}."
+            )
 
     # The recipe ----------------------------------------------------------------
 
@@ -450,17 +492,20 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate: Hz of an array: one for all, or one per item.
             unit: unit of the values, one for all or one per item. Needed for arrays. MNE objects and files are in V by
                 MNE's convention; give it where that is wrong.
-            unknown_channels: 'raise', or 'drop' to leave unknown channel names out and report them.
+            unknown_channels: 'raise', or 'drop' to leave out and report channels whose name is unknown or has no row
+                in the model.
             prepared_by: the `recipe_id` under which these arrays were prepared (scaled, at `sampling_rate`): all steps
                 are skipped if it is this recipe's, else an error.
             return_tensors: 'pt', 'np', or None for lists of NumPy arrays.
 
         Returns:
-            [`EEGBatch`]: rows right-padded; patches time-major.
+            [`EEGBatch`]: rows right-padded; patches in the `token_order`.
 
             - **input_values** -- float32 (rows, patches, patch_size)
-            - **eeg_channel_ids**, **eeg_time_ids** -- int64 (rows, patches); `PAD_CHANNEL_ID` and 0 at padding
-            - **eeg_segment_ids**, **eeg_attention_mask** -- int64 (rows, patches)
+            - **eeg_channel_ids**, **eeg_time_ids** -- int64 (rows, patches), rows of the model's tables; at padding
+              the row of 'pad' (with a `channel_id_offset` row 0), and 0
+            - **eeg_segment_ids** -- int64 (rows, patches), of time-major rows alone
+            - **eeg_attention_mask** -- int64 (rows, patches)
 
         Raises:
             TypeError, ValueError: what is wrong, where and what to do.
@@ -492,8 +537,9 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
                 "this feature extractor's recipe before cutting epochs, or pass the Raw."
             )
         prepare_one = self._prepare_one if prepared_by is None else self._as_prepared
+        resolve = partial(resolve_montage, unknown_channels=unknown_channels, known_channels=self.known_channels)
         items = _items(recordings, ch_names, sampling_rate, unit)
-        return [prepare_one(signal) for item in items for signal in _open(item, unknown_channels)]
+        return [prepare_one(signal) for item in items for signal in _open(item, resolve)]
 
     def cut(self, prepared: PreparedEEG, recording: int = 0) -> list[EEGSegment]:
         """Cut a prepared recording into windows, from its start, and each window into patches.
@@ -549,26 +595,41 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
     def to_segment(
         self, values: np.ndarray, channel_ids: np.ndarray, recording: int = 0, start: float = 0.0
     ) -> EEGSegment:
-        """The patches of one prepared window, time-major: the one place where this order is written.
+        """The patches of one prepared window: the one place where their order is written, and `by_channel` undoes it.
 
         Args:
             values: (channels, samples), a whole number of seconds.
-            channel_ids: int64 (channels,).
+            channel_ids: int64 (channels,), indices in the vocabulary.
             recording, start: where the window comes from (index, seconds).
         """
         n_channels, n_samples = values.shape
         if n_samples == 0 or n_samples % self.patch_size:
             raise ValueError(f"a window is a whole number of seconds, {n_samples} samples are not.")
         seconds = n_samples // self.patch_size
-        patches = values.reshape(n_channels, seconds, self.patch_size).transpose(1, 0, 2)
+        patches = values.reshape(n_channels, seconds, self.patch_size)
+        ids = np.asarray(channel_ids, dtype=np.int64) + self.channel_id_offset
+        channels, times = np.meshgrid(ids, np.arange(seconds, dtype=np.int64), indexing="ij")
+        if self.token_order == "time_major":
+            patches, channels, times = patches.swapaxes(0, 1), channels.T, times.T
         return EEGSegment(
             values=patches.reshape(-1, self.patch_size).astype(np.float32),
-            channel_ids=np.tile(np.asarray(channel_ids, dtype=np.int64), seconds),
-            time_ids=np.repeat(np.arange(seconds, dtype=np.int64), n_channels),
+            channel_ids=channels.reshape(-1),
+            time_ids=times.reshape(-1),
             recording=recording,
             start=start,
             end=start + seconds,
         )
+
+    def by_channel(self, patches: Any, n_channels: int) -> Any:
+        """What a model gives for the patches of a window, (patches, ...) -> (channels, seconds, ...).
+
+        Args:
+            patches: an array or a tensor, without padding.
+            n_channels: of the window.
+        """
+        if self.token_order == "channel_major":
+            return patches.reshape(n_channels, -1, *patches.shape[1:])
+        return patches.reshape(-1, n_channels, *patches.shape[1:]).swapaxes(0, 1)
 
     def collate(
         self,
@@ -576,14 +637,22 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
         reports: Sequence[EEGReport] = (),
         return_tensors: str | None = None,
     ) -> EEGBatch:
-        """Put the segments of each row one after the other and pad the rows on the right. Output as in `__call__`."""
+        """Put the segments of each row one after the other and pad the rows on the right. Output as in `__call__`.
+
+        Raises:
+            ValueError: a row longer than `pad_to_patches`, or a channel-major one of several segments.
+        """
+        has_segments = self.token_order == "time_major"
+        if not has_segments and (wrong := [row for row, segments in enumerate(rows) if len(segments) != 1]):
+            count = len(rows[wrong[0]])
+            raise ValueError(f"row {wrong[0]} has {count} segments: a channel-major row is one window.")
         lengths = [sum(segment.n_patches for segment in row) for row in rows]
         width = self.pad_to_patches or max(lengths)
         if max(lengths) > width:
             raise ValueError(f"row {int(np.argmax(lengths))} has {max(lengths)} patches, pad_to_patches is {width}.")
         shape = (len(rows), width)
         values = np.full((*shape, self.patch_size), self.padding_value, dtype=np.float32)
-        channel_ids = np.full(shape, PAD_CHANNEL_ID, dtype=np.int64)
+        channel_ids = np.full(shape, 0 if self.channel_id_offset else PAD_CHANNEL_ID, dtype=np.int64)
         time_ids, segment_ids, mask = (np.zeros(shape, dtype=np.int64) for _ in range(3))
         windows = []
         for row, segments in enumerate(rows):
@@ -594,8 +663,10 @@ class EEGFeatureExtractor(SequenceFeatureExtractor):
                 time_ids[where], segment_ids[where], mask[where] = segment.time_ids, index, 1
                 windows.append(EEGWindow(row, index, segment.recording, segment.start, segment.end))
                 begin += segment.n_patches
-        arrays = (values, channel_ids, time_ids, segment_ids, mask)
-        return _to_batch(dict(zip(self.model_input_names, arrays, strict=True)), return_tensors, reports, windows)
+        arrays = dict(zip(self.model_input_names, (values, channel_ids, time_ids, segment_ids, mask), strict=True))
+        if not has_segments:
+            del arrays["eeg_segment_ids"]
+        return _to_batch(arrays, return_tensors, reports, windows)
 
     # Inside `prepare` ----------------------------------------------------------------
 
@@ -730,10 +801,10 @@ def is_epochs(item: Any) -> bool:
     return mne is not None and isinstance(item, mne.BaseEpochs)
 
 
-def _open(item: _Item, unknown_channels: UnknownChannels) -> list[_Signal]:
-    """The recordings in one thing the user passed: several for Epochs, else one."""
+def _open(item: _Item, resolve: Callable[..., Montage]) -> list[_Signal]:
+    """The recordings in one thing the user passed: several for Epochs, else one. `resolve`: what becomes of names."""
     if _is_array(item.eeg):
-        return [_open_array(item, unknown_channels)]
+        return [_open_array(item, resolve)]
     notes: list[str] = []
     eeg = item.eeg
     if isinstance(eeg, (str, os.PathLike)):
@@ -750,10 +821,10 @@ def _open(item: _Item, unknown_channels: UnknownChannels) -> list[_Signal]:
             f"{item.source}: files and MNE objects bring their own channel names and sampling rate. Leave `ch_names` "
             "and `sampling_rate` out (rename with raw.rename_channels)."
         )
-    return _open_mne(item, eeg, unknown_channels, notes)
+    return _open_mne(item, eeg, resolve, notes)
 
 
-def _open_array(item: _Item, unknown_channels: UnknownChannels) -> _Signal:
+def _open_array(item: _Item, resolve: Callable[..., Montage]) -> _Signal:
     source, ch_names, rate, unit = item.source, item.ch_names, item.sampling_rate, item.unit
     if ch_names is None or rate is None or unit is None:
         given = {"ch_names": ch_names, "sampling_rate": rate, "unit": unit}
@@ -777,7 +848,7 @@ def _open_array(item: _Item, unknown_channels: UnknownChannels) -> _Signal:
     if array.shape[1] == 0:
         raise ValueError(f"{source} has no samples.")
     microvolts_per(unit)
-    montage = resolve_montage(list(ch_names), None, unknown_channels, source)
+    montage = resolve(list(ch_names), source=source)
     data = array[montage.rows].astype(np.float64) * microvolts_per(unit)
     return _Signal(_reader(data), data.shape[1], montage, float(rate), unit, source, item.index)
 
@@ -794,11 +865,11 @@ def _reader(data: np.ndarray) -> ReadSamples:
     return lambda start, stop: data[:, start:stop]
 
 
-def _open_mne(item: _Item, eeg: Any, unknown_channels: UnknownChannels, notes: list[str]) -> list[_Signal]:
+def _open_mne(item: _Item, eeg: Any, resolve: Callable[..., Montage], notes: list[str]) -> list[_Signal]:
     """The recordings of an `mne.io.Raw` or `mne.Epochs`. `item` says which unit, MNE's volts where it says none."""
     source, unit, rate = item.source, item.unit or "V", float(eeg.info["sfreq"])
     factor = microvolts_per(unit)
-    montage = resolve_montage(eeg.ch_names, excluded_rows(eeg), unknown_channels, source)
+    montage = resolve(eeg.ch_names, excluded_rows(eeg), source=source)
     if isinstance(eeg, mne.BaseEpochs):
         data = eeg.get_data(picks=montage.rows, verbose="ERROR") * factor
         if data.size == 0:
@@ -990,7 +1061,7 @@ def eeg_codes(batch: EEGBatch, model: Any) -> torch.Tensor:
         model: a model with `get_eeg_codes` (a NeuroLM) or `encode` (its neural tokenizer alone).
 
     Returns:
-        `torch.LongTensor` (windows, patches), on the model's device: time-major codes, -1 at padding.
+        `torch.LongTensor` (windows, patches), on the model's device: codes in the batch's order, -1 at padding.
     """
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     inputs["input_values"] = inputs["input_values"].to(model.dtype)
@@ -999,7 +1070,7 @@ def eeg_codes(batch: EEGBatch, model: Any) -> torch.Tensor:
         if hasattr(model, "get_eeg_codes"):
             codes = model.get_eeg_codes(**inputs)
         elif hasattr(model, "encode"):
-            del inputs["eeg_segment_ids"]
+            inputs.pop("eeg_segment_ids", None)
             codes = model.encode(**inputs).codes
         else:
             raise TypeError(f"a {type(model).__name__} has neither get_eeg_codes nor encode.")
@@ -1169,7 +1240,7 @@ class EEGKwargs(AudioKwargs, total=False):
     """Keyword arguments that go to the feature extractor; see [`EEGFeatureExtractor.__call__`].
 
     unknown_channels (`str`, *optional*, defaults to `"raise"`):
-        `"raise"`, or `"drop"` to leave unknown channel names out and report them.
+        `"raise"`, or `"drop"` to leave out and report channels whose name is unknown or has no row in the model.
     prepared_by (`str`, *optional*):
         The `recipe_id` under which the arrays passed were prepared.
     """
@@ -1190,13 +1261,13 @@ class NeuroLMProcessor(ProcessorMixin):
     `<|eeg|>` in a text stands for one recording and becomes one token per patch.
 
     Args:
-        feature_extractor: an [`EEGFeatureExtractor`].
+        feature_extractor: an [`EEGFeatureExtractor`]; beside text a time-major one.
         tokenizer: a text tokenizer that knows `<|eeg|>` and has a padding token, as `build_text_tokenizer` gives;
             None for EEG alone.
         chat_template: a Jinja template, `CHAT_TEMPLATE` by default.
 
     Raises:
-        ValueError: the tokenizer lacks `<|eeg|>` or a padding token.
+        ValueError: the tokenizer lacks `<|eeg|>` or a padding token, or stands beside a channel-major extractor.
     """
 
     valid_processor_kwargs = NeuroLMProcessorKwargs  # type: ignore[assignment]
@@ -1220,6 +1291,11 @@ class NeuroLMProcessor(ProcessorMixin):
         if tokenizer.pad_token_id is None:
             raise ValueError("the text tokenizer has no padding token: make it with build_text_tokenizer(...).")
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        if feature_extractor.token_order != "time_major":
+            raise ValueError(
+                f"EEG and text make one sequence in the order of time, and this feature extractor's token_order is "
+                f"{feature_extractor.token_order!r} (LaBraM's): leave the tokenizer out, or pass a time-major one."
+            )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -1320,7 +1396,7 @@ class NeuroLMProcessor(ProcessorMixin):
             model: a model with `get_eeg_codes` (a NeuroLM) or `encode` (its neural tokenizer alone).
 
         Returns:
-            `torch.LongTensor` (windows, patches): time-major codes, -1 at padding.
+            `torch.LongTensor` (windows, patches): codes in the feature extractor's `token_order`, -1 at padding.
         """
         batch = self.feature_extractor(
             eeg, ch_names, sampling_rate, unit, unknown_channels, prepared_by, return_tensors="pt"

@@ -17,15 +17,13 @@ from transformers.integrations import TensorBoardCallback
 from transformers.utils import ModelOutput
 
 from . import figures
+from .layers_neurolm import IGNORE_INDEX, codebook_statistics
 from .metrics import balanced_accuracy
-from .modeling_neurolm import IGNORE_INDEX, TARGET_KINDS, NeuroLMForCausalLM, codebook_statistics
+from .modeling_neurolm import TARGET_KINDS, NeuroLMForCausalLM
 from .processing_neurolm import NeuroLMProcessor
 from .scoring import score_rows, true_class
 from .storage import Row
 from .tasks import Task
-
-
-TOKENIZER_LOSSES = ("loss", "frequency_loss", "raw_loss", "commitment_loss")
 
 
 def sample_statistics(
@@ -139,10 +137,10 @@ class ReconstructionCallback(TrainerCallback):
 
 
 def _tokenizer_statistics(outputs: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    sums = dict(zip(TOKENIZER_LOSSES, outputs.patch_losses.sum(1).unbind(-1), strict=True))
+    sums = dict(zip(outputs.PATCH_LOSSES, outputs.patch_losses.sum(1).unbind(-1), strict=True))
     # a patch that enters the losses has a code
     items = (outputs.codes >= 0).sum(1)
-    return {**sums, "codes": outputs.codes.int()}, dict.fromkeys(TOKENIZER_LOSSES, items)
+    return {**sums, "codes": outputs.codes.int()}, dict.fromkeys(outputs.PATCH_LOSSES, items)
 
 
 def _language_model_statistics(outputs: Any, samples: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -1,7 +1,9 @@
 """`neurolm tokens`: the codes of the processor's `tokenize_eeg`, by window, second and channel, in every format."""
 
+import argparse
 import csv
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +13,11 @@ from safetensors import safe_open
 from tiny import randomize
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMForSequenceClassification, NeuroLMProcessor
+from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
+from neurolm_hf.cli.console import Console
 from neurolm_hf.cli.main import main
+from neurolm_hf.cli.tokens import recording_tokens
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +62,23 @@ def test_json_has_the_codes_of_the_processor(models, recordings, wanted, capsys,
         codes = np.array([one["codes"] for one in document["windows"]])
         assert np.array_equal(codes, wanted[document["path"]])
     assert len(np.unique(wanted[str(recordings[0])])) > 3, "the codes tell something"
+
+
+@pytest.mark.parametrize("layout", [{}, LABRAM_LAYOUT])
+def test_codes_lie_by_second_and_channel_in_either_order(recordings, layout):
+    """By a model whose codes say which patch they are of."""
+    extractor = EEGFeatureExtractor(**{**layout, "window_seconds": 9, "pad_to_patches": 20})
+    model = types.SimpleNamespace(
+        device="cpu",
+        dtype=torch.float32,
+        encode=lambda eeg_channel_ids, eeg_time_ids, **_: types.SimpleNamespace(
+            codes=1000 * eeg_time_ids + eeg_channel_ids - extractor.channel_id_offset
+        ),
+    )
+    options = argparse.Namespace(unit=None, unknown_channels=None, batch_size=3)
+    read = recording_tokens(str(recordings[0]), model, extractor, options, Console("neurolm tokens"))
+    names = [CHANNEL_VOCABULARY.index(name) for name in read.channels]
+    assert read.codes.tolist() == [[[1000 * second + name for name in names] for second in range(9)]] * 4
 
 
 def test_a_table_for_people(models, recordings, wanted, capsys):

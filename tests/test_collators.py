@@ -20,7 +20,12 @@ from neurolm_hf.collators import (
     drop_channels,
     window_segment,
 )
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
+from neurolm_hf.processing_neurolm import (
+    LABRAM_LAYOUT,
+    EEGFeatureExtractor,
+    NeuroLMProcessor,
+    train_text_tokenizer,
+)
 from neurolm_hf.storage import encode_row
 from neurolm_hf.tasks import load_task
 from neurolm_hf.training_set import TrainingSet
@@ -60,6 +65,34 @@ def test_window_is_time_major_with_the_vocabulary_s_ids() -> None:
     assert segment.time_ids.tolist() == [0, 0, 1, 1, 2, 2]
     assert [CHANNEL_VOCABULARY[index] for index in segment.channel_ids] == ["FP1", "O2"] * 3
     np.testing.assert_array_equal(segment.values[3], ROWS[1]["signal"][1, 200:400])
+
+
+def test_the_same_rows_come_as_labram_reads_them() -> None:
+    extractor = EEGFeatureExtractor(**LABRAM_LAYOUT)
+    segment = window_segment(extractor, ROWS[1])
+    assert segment.time_ids.tolist() == [0, 1, 2] * 2
+    assert [CHANNEL_VOCABULARY[index - 1] for index in segment.channel_ids] == ["FP1"] * 3 + ["O2"] * 3
+    np.testing.assert_array_equal(segment.values[3], ROWS[1]["signal"][1, :200])
+    batch = ClassificationCollator(NeuroLMProcessor(extractor))([ROWS[1], ROWS[2]])
+    assert list(batch) == ["input_values", "eeg_channel_ids", "eeg_time_ids", "eeg_attention_mask", "rows", "labels"]
+    pz = CHANNEL_VOCABULARY.index("PZ") + 1
+    assert batch["eeg_channel_ids"].tolist() == [segment.channel_ids.tolist(), [pz, pz, 0, 0, 0, 0]]
+    assert batch["eeg_attention_mask"].sum(1).tolist() == [6, 2]
+
+
+@pytest.mark.parametrize("with_draw", [False, True])
+def test_what_the_model_has_no_row_for_is_named(with_draw: bool) -> None:
+    labram, neurolm = EEGFeatureExtractor(**LABRAM_LAYOUT), EEGFeatureExtractor()
+    pairs = row(("P8-O2", "FP1-F3", "I1"))
+    for given, message in (
+        (pairs, r"b.edf at 2 s: this model has no row for FP1-F3, I1: .* first 128 names .*`drop_channels`"),
+        (row(("CZ",), seconds=17), r"b.edf at 2 s: the window has 17 s, and this model reads 16 s at most"),
+    ):
+        given = {**given, "recording": "b.edf", "start": 2.0}
+        window_segment(neurolm, given)
+        with pytest.raises(ValueError, match=message):
+            TrainingSet([([given], None)], labram)[0] if with_draw else window_segment(labram, given)
+    assert len(window_segment(labram, row(("CZ",), seconds=16)).values) == 16
 
 
 def stored(given: dict) -> dict:

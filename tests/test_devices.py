@@ -236,7 +236,7 @@ def test_a_run_belongs_to_the_strategy_that_can_read_its_checkpoints(
     assert sharding(args) == "ZeRO-2 on 1 processes"
 
 
-@pytest.mark.parametrize(("stage", "layers"), [("vq", ["NeuroLMVQLayer"]), ("lora", ["GPT2Block", "NeuroLMVQLayer"])])
+@pytest.mark.parametrize(("stage", "layers"), [("vq", ["EEGLayer"]), ("lora", ["EEGLayer", "GPT2Block"])])
 def test_fsdp_shares_out_the_layers_of_any_decoder(stage: str, layers: list[str]) -> None:
     assert transformer_layers(stages()[stage].model()) == layers
 

@@ -11,12 +11,8 @@ import torch.nn.functional as F
 from tiny import EEG, PATCH_SIZE, randomize, vq_batch, vq_config, vq_model
 
 from neurolm_hf import NeuroLMVQConfig, NeuroLMVQForPreTraining, NeuroLMVQModel
-from neurolm_hf.modeling_neurolm import (
-    NeuroLMVectorQuantizer,
-    NeuroLMVQOutput,
-    codebook_statistics,
-    reconstruction_targets,
-)
+from neurolm_hf.layers_neurolm import VectorQuantizer, codebook_statistics
+from neurolm_hf.modeling_neurolm import NeuroLMVQOutput, reconstruction_targets
 
 
 SAMPLES = (EEG((3, 7), 2, seed=1), EEG((0, 3, 5), 3, seed=2), EEG((9,), 4, seed=3))
@@ -438,7 +434,7 @@ def test_kmeans_with_fewer_vectors_than_codes():
 def quantizer_steps(batches, dead_code_threshold):
     """State of a fresh quantizer after k-means and as many updates as there are batches, each (n, codebook_dim)."""
     config = vq_config(codebook_size=6, dead_code_threshold=dead_code_threshold)
-    quantizer = NeuroLMVectorQuantizer(config)
+    quantizer = VectorQuantizer(config)
     for buffer in quantizer.buffers():
         buffer.zero_()
     for batch in batches:
@@ -702,8 +698,8 @@ def test_initialisation_is_deterministic_and_sane():
 
 
 def test_a_codebook_that_never_moves_is_reported(model, monkeypatch, caplog):
-    monkeypatch.setattr("neurolm_hf.modeling_neurolm.BATCHES_BEFORE_WARNING", 2)
-    monkeypatch.setattr("neurolm_hf.modeling_neurolm.logger.warning", lambda text: warnings.append(text))
+    monkeypatch.setattr("neurolm_hf.layers_neurolm.BATCHES_BEFORE_WARNING", 2)
+    monkeypatch.setattr("neurolm_hf.layers_neurolm.logger.warning", lambda text: warnings.append(text))
     warnings = []
     model.train()
     for _ in range(3):

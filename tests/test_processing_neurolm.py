@@ -1,4 +1,4 @@
-"""The way in: channel names, units, files, the recipe against the reference's own output, patches, text and EEG."""
+"""The way in: channel names, units, files, the recipe and the patches against the references' own, text and EEG."""
 
 import copy
 import hashlib
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import mne
 import numpy as np
@@ -16,10 +17,12 @@ import pytest
 import torch
 from recording_files import RECORDINGS, SHARED, make_eeg, needs_recordings, needs_shared, write_edf
 from safetensors.numpy import load_file
+from transformers import AutoFeatureExtractor
 
 from neurolm_hf import processing_neurolm, reading_neurolm
 from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.processing_neurolm import (
+    LABRAM_LAYOUT,
     EEGBatch,
     EEGFeatureExtractor,
     NeuroLMProcessor,
@@ -30,6 +33,7 @@ from neurolm_hf.processing_neurolm import (
 
 needs_gpt2 = pytest.mark.skipif(not (SHARED / "gpt2" / "encoder.json").is_file(), reason="needs ../shared/gpt2")
 
+LABRAM = Path(__file__).parent / "parity" / "labram"
 QUESTION = "Question: Is this EEG segment of high workload?"
 NAMES = ["FP1", "FP2", "C3"]
 
@@ -370,6 +374,11 @@ def test_wrong_arguments_raise(eeg, arguments, error, message):
         {"window_seconds": 1.5},
         {"stride_seconds": 0.001},
         {"max_tokens": 0},
+        {"token_order": "channels"},
+        {"channel_id_offset": 2},
+        {"known_channels": 140, "channel_id_offset": 1},
+        {"known_channels": 0, "channel_id_offset": 1},
+        {"known_channels": 128},  # no row to stand at padding
     ],
 )
 def test_recipes_that_make_no_sense_raise(options):
@@ -403,6 +412,8 @@ def test_the_recipe_id_follows_what_changes_the_signal_and_nothing_else():
     assert base.recipe_id == EEGFeatureExtractor(window_seconds=4, max_tokens=99, band=[0.1, 75]).recipe_id
     # where the mains are differs between the recordings of one model
     assert base.recipe_id == EEGFeatureExtractor(notch_frequency=60).recipe_id
+    # one prepared set serves both models
+    assert EEGFeatureExtractor(**base.recipe, **LABRAM_LAYOUT).recipe_id == base.recipe_id
     changes = [{"band": (1, 75)}, {"notch_frequency": None}, {"scale": 1}]
     changes += [{"reference": "average"}, {"do_filter": False}, {"sampling_rate": 100, "patch_size": 100}]
     assert len({base.recipe_id, *(EEGFeatureExtractor(**change).recipe_id for change in changes)}) == 7
@@ -505,6 +516,122 @@ def test_batches_keep_reports_and_windows():
     lists = make_extractor()(make_eeg(), NAMES, 200, "uV")
     assert isinstance(lists.input_values, list)
     assert isinstance(lists.input_values[0], np.ndarray)
+
+
+# LaBraM's layout -----------------------------------------------------------------------------------------------------
+
+
+def make_labram_extractor(**options):
+    return make_extractor(**{**LABRAM_LAYOUT, **options})
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_patches_agree_with_labrams_input(index):
+    inputs = load_file(LABRAM / "inputs.safetensors")
+    recording = json.loads((LABRAM / "meta.json").read_text())["recordings"][index]
+    windows, n_channels, n_samples = inputs[f"raw_uv.{index}"].shape
+    raw = list(inputs[f"raw_uv.{index}"])
+    extractor = make_labram_extractor(do_resample=False)
+    batch = extractor(raw, recording["ch_names"], recording["sfreq"], recording["unit"], return_tensors="np")
+    assert list(batch) == ["input_values", "eeg_channel_ids", "eeg_time_ids", "eeg_attention_mask"]
+    seconds = n_samples // 200
+    expected = (inputs[f"raw_uv.{index}"] / np.float32(100)).reshape(windows, n_channels * seconds, 200)
+    np.testing.assert_array_equal(batch["input_values"], expected)
+    ids, times = inputs[f"input_chans.{index}"][1:].repeat(seconds), np.tile(np.arange(seconds), n_channels)
+    for window in range(windows):
+        np.testing.assert_array_equal(batch["eeg_channel_ids"][window], ids)
+        np.testing.assert_array_equal(batch["eeg_time_ids"][window], times)
+    assert batch["eeg_attention_mask"].all()
+
+
+def test_both_orders_hold_the_same_patches():
+    eeg = make_eeg(3, 4)
+    extractors = (make_extractor(), make_labram_extractor())
+    one, other = (extractor.cut(extractor.prepare(eeg, NAMES, 200, "uV")[0])[0] for extractor in extractors)
+    assert one.n_seconds == other.n_seconds == 4
+    by_time = np.arange(12).reshape(3, 4).T.reshape(-1)  # where a time-major patch stands in channel-major order
+    np.testing.assert_array_equal(one.values, other.values[by_time])
+    np.testing.assert_array_equal(one.channel_ids + 1, other.channel_ids[by_time])
+    np.testing.assert_array_equal(one.time_ids, other.time_ids[by_time])
+    for extractor, segment in zip(extractors, (one, other), strict=True):
+        for patches in (segment.values, torch.from_numpy(segment.values)):
+            by_channel = extractor.by_channel(patches, 3)
+            np.testing.assert_array_equal(by_channel, (eeg.reshape(3, 4, 200) / 100).astype(np.float32))
+        assert extractor.by_channel(segment.time_ids, 3).tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_channel_major_rows_are_padded_with_row_0():
+    extractor = make_labram_extractor()
+    batch = extractor([make_eeg(3, 2), make_eeg(2, 4)], [NAMES, NAMES[:2]], 200, "uV", return_tensors="np")
+    ids = [CHANNEL_VOCABULARY.index(name) + 1 for name in NAMES]
+    assert batch["eeg_channel_ids"][0].tolist() == [*np.repeat(ids, 2), 0, 0]
+    assert batch["eeg_time_ids"].tolist() == [[0, 1, 0, 1, 0, 1, 0, 0], [0, 1, 2, 3, 0, 1, 2, 3]]
+    assert batch["eeg_attention_mask"].tolist() == [[1] * 6 + [0] * 2, [1] * 8]
+    assert not batch["input_values"][0, 6:].any()
+    segments = extractor.cut(extractor.prepare(make_eeg(3, 2), NAMES, 200, "uV")[0])
+    with pytest.raises(ValueError, match="row 1 has 2 segments: a channel-major row is one window"):
+        extractor.collate([segments, segments * 2])
+
+
+def test_names_without_a_row_are_refused_or_dropped(tmp_path):
+    extractor = make_labram_extractor()
+    names = ["EEG Fp1-F7", "EEG P8-O2", "EEG Fp1-F3", "I1"]
+    eeg, path = make_eeg(4), write_edf(tmp_path / "tcp.edf", names, rate=200)
+    for recording, arguments, source in ((eeg, (names, 200, "uV"), "recording 0"), (path, (), "tcp.edf")):
+        with pytest.raises(
+            ValueError,
+            match=rf"{source}: this model has no row for 2 channel\(s\): 'EEG Fp1-F3', 'I1'. The names are known.*"
+            r"first 128 .*unknown_channels='drop'",
+        ):
+            extractor(recording, *arguments)
+        assert make_extractor()(recording, *arguments)["eeg_channel_ids"][0][:4].tolist() == [120, 127, 128, 137]
+        batch = extractor(recording, *arguments, unknown_channels="drop")
+        assert set(batch["eeg_channel_ids"][0].tolist()) == {121, 128}
+        reason = "a channel that this model has no row for"
+        assert batch.reports[0].dropped == [("EEG Fp1-F3", reason), ("I1", reason)]
+    with pytest.raises(ValueError, match="no EEG channel is left"):
+        extractor(eeg[:1], ["I2"], 200, "uV", unknown_channels="drop")
+    # names such as this have rows, though LaBraM's code cannot reach them; an unknown name is still unknown
+    assert extractor(eeg[:1], ["TPP10h"], 200, "uV")["eeg_channel_ids"][0][0] == 120
+    with pytest.raises(ValueError, match=r"2 channel name.*not in"):
+        extractor(eeg, [*NAMES[:2], "bogus", "bogus2"], 200, "uV")
+
+
+def test_labram_reads_16_seconds_and_256_patches():
+    batch = make_labram_extractor()([make_eeg(3, 33), make_eeg(64, 9)], [NAMES, CHANNEL_VOCABULARY[:64]], 200, "uV")
+    assert [(w.start, w.end) for w in batch.windows] == [(0, 16), (16, 32), (0, 4), (4, 8)]
+    with pytest.raises(ValueError, match=r"windows of 17 s of 3 channels exceed.*16 s at most"):
+        make_labram_extractor(window_seconds=17)(make_eeg(3, 20), NAMES, 200, "uV")
+
+
+def test_the_layout_is_saved_and_older_folders_open(tmp_path):
+    labram = EEGFeatureExtractor(notch_frequency=60, **LABRAM_LAYOUT)
+    labram.save_pretrained(tmp_path)
+    again = AutoFeatureExtractor.from_pretrained(tmp_path, trust_remote_code=False)
+    assert isinstance(again, EEGFeatureExtractor)
+    assert again.to_dict() == labram.to_dict()
+    assert {name: getattr(again, name) for name in LABRAM_LAYOUT} == LABRAM_LAYOUT
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    for name in ("token_order", "channel_id_offset", "known_channels"):
+        del saved[name]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
+    older = EEGFeatureExtractor.from_pretrained(tmp_path)
+    assert (older.token_order, older.channel_id_offset, older.known_channels) == ("time_major", 0, 139)
+
+
+def test_a_processor_serves_labram_without_text_alone(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"token_order is 'channel_major'.*leave the tokenizer out"):
+        NeuroLMProcessor(make_labram_extractor(), copy.deepcopy(tokenizer))
+    NeuroLMProcessor(make_labram_extractor()).save_pretrained(tmp_path)
+    processor = NeuroLMProcessor.from_pretrained(tmp_path)
+    assert processor.feature_extractor.token_order == "channel_major"
+    batch = processor(make_eeg(3, 2), None, NAMES, 200, "uV", return_tensors="pt")
+    ids = [CHANNEL_VOCABULARY.index(name) + 1 for name in NAMES]
+    assert batch["eeg_channel_ids"][0].tolist() == np.repeat(ids, 2).tolist()
+    codes = processor.tokenize_eeg([make_eeg(3, 2), make_eeg(1, 3)], FakeVQModel(), [NAMES, ["CZ"]], 200, "uV")
+    cz = CHANNEL_VOCABULARY.index("CZ") + 1
+    interleaved = [code for channel in ids for code in (channel, channel + 1000)]
+    assert codes.tolist() == [interleaved, [cz, cz + 1000, cz + 2000, -1, -1, -1]]
 
 
 # Text tokenizers ----------------------------------------------------------------------------------------------------

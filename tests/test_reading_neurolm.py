@@ -163,6 +163,21 @@ def test_unknown_names_raise_with_the_closest_names():
         resolve_montage(["CZ", 7])
 
 
+def test_known_names_that_a_model_has_no_row_for():
+    names = ["CZ", "EEG C3-P3", "I2"]
+    assert resolve_montage(names).names == ["CZ", "C3-P3", "I2"]
+    with pytest.raises(
+        ValueError, match=r"sub.edf: this model has no row for 2 channel\(s\): 'EEG C3-P3', 'I2'\. .*128"
+    ):
+        resolve_montage(names, source="sub.edf", known_channels=128)
+    with pytest.raises(ValueError, match=r"1 channel name\(s\) not in NeuroLM's vocabulary: 'bogus'"):
+        resolve_montage([*names, "bogus"], known_channels=128)
+    montage = resolve_montage([*names, "bogus"], unknown_channels="drop", known_channels=128)
+    assert montage.names == ["CZ"]
+    no_row = "a channel that this model has no row for"
+    assert [channel.reason for channel in montage.dropped] == [no_row, no_row, "unknown name"]
+
+
 def test_two_rows_of_one_name_raise_naming_both():
     with pytest.raises(ValueError, match=r"'EEG Fp1' \(row 0\) and 'FP1-REF' \(row 2\) are both channel FP1"):
         resolve_montage(["EEG Fp1", "CZ", "FP1-REF"])

@@ -21,7 +21,7 @@ from neurolm_hf.processing_neurolm import train_text_tokenizer
 
 
 REPOSITORY = Path(__file__).parents[1]
-CODE = {"configuration_neurolm.py", "modeling_neurolm.py", "pipeline_neurolm.py"}
+CODE = {"configuration_neurolm.py", "layers_neurolm.py", "modeling_neurolm.py", "pipeline_neurolm.py"}
 PROCESSING = {
     "checks_neurolm.py",
     "filtering_neurolm.py",

@@ -10,8 +10,9 @@ from transformers import EarlyStoppingCallback
 from transformers.utils import logging
 
 from neurolm_hf.collators import PretrainingCollator
+from neurolm_hf.layers_neurolm import codebook_statistics
 from neurolm_hf.metrics import balanced_accuracy
-from neurolm_hf.modeling_neurolm import NeuroLMCausalLMOutputWithPast, NeuroLMForCausalLM, codebook_statistics
+from neurolm_hf.modeling_neurolm import NeuroLMCausalLMOutputWithPast, NeuroLMForCausalLM
 from neurolm_hf.processing_neurolm import NeuroLMProcessor
 from neurolm_hf.scoring import answer_probabilities
 from neurolm_hf.tasks import load_task

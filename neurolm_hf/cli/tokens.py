@@ -161,7 +161,8 @@ def recording_tokens(file: str, model: Any, extractor: Any, options: argparse.Na
     seconds = (spans[0][1] - spans[0][0]) // extractor.patch_size
     # padding to `pad_to_patches` stands behind the patches
     real = np.concatenate(codes)[:, : seconds * len(channels)]
-    return Tokens(file, channels, starts, real.reshape(len(spans), seconds, len(channels)))
+    by_second = np.stack([extractor.by_channel(window, len(channels)).T for window in real])
+    return Tokens(file, channels, starts, by_second)
 
 
 def _windows(tokens: Tokens) -> list[dict[str, Any]]:
