@@ -1,8 +1,8 @@
 """Windows in, batches out: rows (`storage.row_signal` reads their signal) become what the models read.
 
-Tokenizer: patches. Pre-training: the patches' codes as labels. Instruction tuning: prompt and answer. Classification:
-EEG, with a question or without, and labels. All that is random about a row comes from its `draw` (see `training_set`),
-so that a training that is resumed meets the same rows.
+Tokenizer: patches. Masked modelling: patches, and which of them are masked. Pre-training: the patches' codes as
+labels. Instruction tuning: prompt and answer. Classification: EEG, with a question or without, and labels. All that is
+random about a row comes from its `draw` (see `training_set`), so that a training that is resumed meets the same rows.
 """
 
 import math
@@ -47,6 +47,30 @@ class EEGCollator:
         batch = batch.convert_to_tensors("pt")
         inputs: dict[str, Any] = {name: batch[name] for name in batch if name != "eeg_segment_ids"}
         return {**inputs, **self._texts.batch(rows), "rows": [row_name(row) for row in rows]}
+
+
+class MaskedCollator(EEGCollator):
+    """Batches for masked modelling: those of `EEGCollator`, and `masked` (batch, patches), True where it masks.
+
+    Of a row with L real patches it masks exactly L - floor(L (1 - share)), and nothing of the padding.
+
+    Args:
+        feature_extractor: as in `EEGCollator`.
+        share: of the patches that is masked; `LaBraMConfig.mask_ratio`.
+    """
+
+    def __init__(self, feature_extractor: EEGFeatureExtractor, share: float = 0.5):
+        super().__init__(feature_extractor)
+        self.share = share
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        batch = super().__call__(rows)
+        masked = torch.zeros_like(batch["eeg_attention_mask"], dtype=torch.bool)
+        for row, of_row, real in zip(rows, masked, batch["eeg_attention_mask"], strict=True):
+            places = real.nonzero().flatten()
+            count = len(places) - math.floor(len(places) * (1 - self.share))
+            of_row[places[_generator(row, _MASK).permutation(len(places))[:count]]] = True
+        return {**batch, "masked": masked}
 
 
 class PretrainingCollator:
@@ -269,8 +293,8 @@ def drop_channels(row: Row, share: float, generator: np.random.Generator) -> Row
 
 
 _CHANNEL_IDS = {name: index for index, name in enumerate(CHANNEL_VOCABULARY)}
-# Texts have random numbers of their own: those of the row that decides are for its augmentation.
-_TEXTS = 4
+# Texts and masks have random numbers of their own: those of the row alone are for its augmentation.
+_TEXTS, _MASK = 4, 5
 
 
 def _signal(feature_extractor: EEGFeatureExtractor, row: Row) -> NDArray[np.float32]:

@@ -75,22 +75,47 @@ def plot_reconstruction(
         sampling_rate: in Hz.
     """
     signal, reconstruction = matrix(signal, "signal"), matrix(reconstruction, "reconstruction")
-    _same_shape(signal, reconstruction)
-    if len(ch_names) != len(signal):
-        raise ValueError(f"{len(ch_names)} channel names for {len(signal)} rows of signal")
-    rows = np.linspace(0, len(signal) - 1, min(TRACES, len(signal))).round().astype(int)
     seconds = np.arange(signal.shape[1]) / sampling_rate
-
-    figure, axes = panels(len(rows), height=1.35, top=0.6, shared=True)
-    for axis, row in zip(axes, rows, strict=True):
-        axis.plot(seconds, signal[row], color=BLACK, linewidth=0.8, label="Signal")
-        axis.plot(seconds, reconstruction[row], color=VERMILION, linewidth=1.3, label="Reconstruction")
-        axis.set_title(f"{label(ch_names[row])} (r = {_correlation(signal[row], reconstruction[row]):.2f})")
+    figure, axes = _pairs(seconds, ("Signal", signal), ("Reconstruction", reconstruction), ch_names)
     axes[-1].set_xlabel("Time (s)")
     axes[-1].set_xlim(0, signal.shape[1] / sampling_rate)
     figure.supylabel("Signal (z-score)", fontsize=11)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
+
+
+@drawing
+def plot_amplitudes(target: ArrayLike, predicted: ArrayLike, ch_names: Sequence[str]) -> "Figure":
+    """Draw the amplitude spectra of a window and their prediction, for at most four channels as in a reconstruction.
+
+    Args:
+        target, predicted: (channels, bins) amplitudes, z-scored; bin i is i Hz.
+        ch_names: names of the rows.
+    """
+    target, predicted = matrix(target, "target"), matrix(predicted, "predicted")
+    hertz = np.arange(target.shape[1])
+    figure, axes = _pairs(hertz, ("Target", target), ("Prediction", predicted), ch_names)
+    axes[-1].set_xlabel("Frequency (Hz)")
+    axes[-1].set_xlim(0, hertz[-1])
+    figure.supylabel("Amplitude (z-score)", fontsize=11)
+    return figure
+
+
+def _pairs(
+    places: NDArray, given: tuple[str, NDArray], drawn: tuple[str, NDArray], ch_names: Sequence[str]
+) -> tuple["Figure", Sequence[Any]]:
+    """A panel a channel with two named curves (channels, places), for at most four channels spread evenly."""
+    (given_name, given_rows), (drawn_name, drawn_rows) = given, drawn
+    _same_shape(given_rows, drawn_rows)
+    if len(ch_names) != len(given_rows):
+        raise ValueError(f"{len(ch_names)} channel names for {len(given_rows)} rows of {given_name.lower()}")
+    rows = np.linspace(0, len(given_rows) - 1, min(TRACES, len(given_rows))).round().astype(int)
+    figure, axes = panels(len(rows), height=1.35, top=0.6, shared=True)
+    for axis, row in zip(axes, rows, strict=True):
+        axis.plot(places, given_rows[row], color=BLACK, linewidth=0.8, label=given_name)
+        axis.plot(places, drawn_rows[row], color=VERMILION, linewidth=1.3, label=drawn_name)
+        axis.set_title(f"{label(ch_names[row])} (r = {_correlation(given_rows[row], drawn_rows[row]):.2f})")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure, axes
 
 
 @drawing

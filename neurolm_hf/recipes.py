@@ -59,7 +59,6 @@ SETTLED: dict[str, tuple[Any, str]] = {
         "random",
         "steps are drawn anew each epoch, and within a step windows of like length come together",
     ),
-    "label_smoothing_factor": (0, "the losses are defined without smoothing"),
     "auto_find_batch_size": (False, "the windows of a step must stay as many; lower per_device_train_batch_size"),
     "resume_from_checkpoint": (None, "the same command goes on from its last checkpoint by itself"),
     "batch_eval_metrics": (False, "validation figures are taken over the whole split"),

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -132,7 +133,7 @@ class StageData:
         train, validation: the rows of each set and, where they are asked about, the task. Sets without a validation
             split are missing in `validation`, and so are rows that were left out of it.
         train_folders, validation_folders: of the sets in `train` and in `validation`.
-        feature_extractor: of the recipe by which all of them were prepared.
+        feature_extractor: of the recipe by which all of them were prepared, and of the model's layout.
         description: of each set, for the model's provenance.
         skipped: what is wrong with each row that was left out of `validation`.
     """
@@ -155,7 +156,9 @@ class StageData:
         return max(int(signal_lengths(rows).max()) for rows, _ in self.train) // self.feature_extractor.patch_size
 
 
-def open_sets(options: DataOptions, args: TrainingArguments, with_tasks: bool) -> StageData:
+def open_sets(
+    options: DataOptions, args: TrainingArguments, with_tasks: bool, layout: Mapping[str, Any] = MappingProxyType({})
+) -> StageData:
     """Opens prepared sets for a stage.
 
     With `skip_bad_rows` the validation rows are read once, and those that cannot be used are left out: a validation
@@ -165,6 +168,7 @@ def open_sets(options: DataOptions, args: TrainingArguments, with_tasks: bool) -
         options: which sets, and whether bad rows are left out.
         args: if it asks for evaluation, one of the sets must have a validation split.
         with_tasks: the stage asks about each window.
+        layout: how the model reads its patches where that is not NeuroLM's way, such as `LABRAM_LAYOUT`.
 
     Raises:
         ValueError: a folder that holds something else, a corpus where tasks are asked, sets prepared by different
@@ -184,7 +188,8 @@ def open_sets(options: DataOptions, args: TrainingArguments, with_tasks: bool) -
                 f"{folder} is prepared for {task.name}, which asks nothing: this training needs a task with a "
                 "question and answers, such as Workload (see scripts/prepare_data.py --help)."
             )
-        extractors[folder] = EEGFeatureExtractor(**preparation["recipe"], **preparation.get("window_lengths", {}))
+        lengths = preparation.get("window_lengths", {})
+        extractors[folder] = EEGFeatureExtractor(**{**preparation["recipe"], **lengths, **layout})
         train.append((_rows(folder, "train"), task))
         if summary["windows"].get("validation"):
             rows = _rows(folder, "validation")

@@ -13,10 +13,12 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import find_adapter_config_file
+from transformers.utils import find_adapter_config_file, logging
 from transformers.utils.hub import extract_commit_hash
 
+from .configuration_labram import LABRAM_SIZES, LaBraMConfig, LaBraMVQConfig
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
+from .modeling_labram import LaBraMForMaskedEEGModeling, LaBraMForSequenceClassification, LaBraMVQModel
 from .modeling_neurolm import (
     NeuroLMForCausalLM,
     NeuroLMForSequenceClassification,
@@ -25,30 +27,67 @@ from .modeling_neurolm import (
     NeuroLMVQModel,
 )
 from .prepared_set import file_sha256
-from .processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
+from .processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
 
 
-def new_vq(feature_extractor: EEGFeatureExtractor, fields: Mapping[str, Any]) -> NeuroLMVQModel:
+logger = logging.get_logger(__name__)
+
+# How the neural tokenizers are told apart: what a command line calls them, and their folders' type.
+ARCHITECTURES: dict[str, str] = {"neurolm": "neurolm_vq", "labram": "labram_vq"}
+_TOKENIZERS: dict[str, tuple[type[PreTrainedConfig], type[NeuroLMVQModel] | type[LaBraMVQModel]]] = {
+    "neurolm_vq": (NeuroLMVQConfig, NeuroLMVQModel),
+    "labram_vq": (LaBraMVQConfig, LaBraMVQModel),
+}
+
+
+def architecture_of(source: str) -> str | None:
+    """Which of `ARCHITECTURES` a folder or Hub id holds a neural tokenizer of; None where it holds something else.
+
+    Raises:
+        ValueError: there is no such folder or id, or no config in it.
+    """
+    kind = model_type(source)
+    return next((name for name, own in ARCHITECTURES.items() if own == kind), None)
+
+
+def layout_of(source: str) -> dict[str, Any]:
+    """How the model of a folder or Hub id reads its patches, where that is not NeuroLM's way; for `stages.open_sets`.
+
+    Raises:
+        ValueError: there is no such folder or id, or no config in it.
+    """
+    return dict(LABRAM_LAYOUT) if not is_adapter(source) and model_type(source).startswith("labram") else {}
+
+
+def new_vq(feature_extractor: EEGFeatureExtractor, fields: Mapping[str, Any], architecture: str = "neurolm") -> Any:
     """A neural tokenizer with random weights.
 
     Args:
-        feature_extractor: of the data; its patches are the model's.
-        fields: of `NeuroLMVQConfig` that differ from the paper's.
+        feature_extractor: of the model; its patches are the model's.
+        fields: of `NeuroLMVQConfig` or `LaBraMVQConfig` that differ from the paper's.
+        architecture: `"neurolm"` or `"labram"`.
 
     Raises:
         ValueError: fields that there are not, or that make no model.
     """
-    of_data = {"patch_size": feature_extractor.patch_size, "max_seconds": feature_extractor.max_seconds}
-    _check_fields(NeuroLMVQConfig(), fields)
-    return NeuroLMVQModel(NeuroLMVQConfig(**of_data | dict(fields)))
+    config, model = _TOKENIZERS[ARCHITECTURES[architecture]]
+    of_data: dict[str, Any] = {
+        "patch_size": feature_extractor.patch_size,
+        "max_seconds": feature_extractor.max_seconds,
+    }
+    _check_fields(config(), fields)
+    return model(config(**of_data | dict(fields)))
 
 
-def load_vq(source: str, fields: Mapping[str, Any] | None = None) -> tuple[NeuroLMVQModel, EEGFeatureExtractor]:
+def load_vq(
+    source: str, fields: Mapping[str, Any] | None = None, architectures: Collection[str] = ("neurolm",)
+) -> tuple[Any, EEGFeatureExtractor]:
     """A trained neural tokenizer and the feature extractor it was trained behind.
 
     Args:
-        source: folder or Hub id of a NeuroLMVQModel or NeuroLMVQForPreTraining.
+        source: folder or Hub id of a NeuroLMVQModel, NeuroLMVQForPreTraining or LaBraMVQModel.
         fields: of its configuration that are to change; its weights must still fit.
+        architectures: those that will do, of `ARCHITECTURES`.
 
     Raises:
         ValueError: it is something else, its codebook was never placed, or `fields` do not fit its weights.
@@ -57,15 +96,23 @@ def load_vq(source: str, fields: Mapping[str, Any] | None = None) -> tuple[Neuro
     kind = model_type(source)
     if kind == "neurolm":
         raise ValueError(f"{source} is a language model with its EEG encoder, not a neural tokenizer: see --model.")
-    if kind != "neurolm_vq":
+    if kind == "labram":
+        raise ValueError(f"{source} is a LaBraM, not the neural tokenizer that names its codes: see --model.")
+    if kind not in _TOKENIZERS:
         raise ValueError(f"{source} is a {kind}, not a neural tokenizer as scripts/train_vq.py makes.")
+    if kind not in [ARCHITECTURES[name] for name in architectures]:
+        raise ValueError(
+            f"{source} is a neural tokenizer of another architecture ({kind}): train one with scripts/train_vq.py "
+            f"--architecture {' or '.join(architectures)}."
+        )
+    config_class, model_class = _TOKENIZERS[kind]
     fields = dict(fields or {})
-    config = NeuroLMVQConfig.from_pretrained(source)
+    config = config_class.from_pretrained(source)
     _check_fields(config, fields)
-    wanted = NeuroLMVQConfig(**config.to_dict() | fields)
-    if different := _weights_that_differ(config, wanted):
+    wanted = config_class(**config.to_dict() | fields)
+    if different := _weights_that_differ(model_class, config, wanted):
         raise ValueError(f"{source} does not fit {json.dumps(fields)}: its {different} has another shape.")
-    model = NeuroLMVQModel.from_pretrained(source, config=wanted)
+    model: Any = model_class.from_pretrained(source, config=wanted)
     if not model.encoder.quantizer.initialized:
         raise ValueError(f"{source}: its codebook was never placed; train it with scripts/train_vq.py first.")
     return model, EEGFeatureExtractor.from_pretrained(source)
@@ -189,10 +236,72 @@ def load_language_model(source: str, stages: Collection[str]) -> tuple[NeuroLMFo
     return NeuroLMForCausalLM.from_pretrained(source), processor
 
 
+def new_masked_model(
+    vq: str, fields: Mapping[str, Any], size: str = "Base"
+) -> tuple[LaBraMForMaskedEEGModeling, EEGFeatureExtractor]:
+    """A LaBraM with random weights that learns to predict a tokenizer's codes, and its feature extractor.
+
+    Args:
+        vq: folder or Hub id of a LaBraMVQModel.
+        fields: of `LaBraMConfig` that differ from the size's.
+        size: of `LABRAM_SIZES`.
+
+    Raises:
+        ValueError: what `load_vq` refuses, fields that there are not, or that make no model or do not fit the
+            tokenizer.
+        OSError: it cannot be read.
+    """
+    _check_fields(LaBraMConfig(), fields)
+    tokenizer, extractor = load_vq(vq, architectures=("labram",))
+    of_tokenizer = {name: getattr(tokenizer.config, name) for name in _OF_TOKENIZER}
+    given = LABRAM_SIZES[size] | of_tokenizer | dict(fields)
+    model: Any = LaBraMForMaskedEEGModeling(LaBraMConfig(**given, vq_config=tokenizer.config.to_dict()))
+    model.vq.load_state_dict(tokenizer.encoder.state_dict())
+    return model, extractor
+
+
+def load_masked_model(source: str, vq: str | None = None) -> tuple[LaBraMForMaskedEEGModeling, EEGFeatureExtractor]:
+    """A LaBraM to go on pre-training, and its feature extractor.
+
+    Args:
+        source: folder or Hub id of a LaBraMForMaskedEEGModeling.
+        vq: of the LaBraMVQModel that gives the codes, for a source that has none of its own, such as a released one.
+
+    Raises:
+        ValueError: it is something else, has no tokenizer, or has one and `vq` gives another; what `load_vq` refuses.
+        OSError: it cannot be read.
+    """
+    kind = model_type(source)
+    if kind == "labram_vq":
+        raise ValueError(f"{source} is a neural tokenizer: give it as --vq, with --from-scratch.")
+    architectures = PreTrainedConfig.get_config_dict(source)[0].get("architectures") or []
+    if kind != "labram" or "LaBraMForMaskedEEGModeling" not in architectures:
+        what = architectures[0] if architectures else kind
+        raise ValueError(f"{source} is a {what}, not a LaBraM with its head for codes, as this training makes.")
+    config = LaBraMConfig.from_pretrained(source)
+    if config.vq_config is not None and vq is not None:
+        raise ValueError(f"{source} has the tokenizer that it was trained with: leave --vq out.")
+    if config.vq_config is None and vq is None:
+        raise ValueError(f"{source} has no tokenizer that gives codes: give --vq, the one that it was trained with.")
+    extractor = EEGFeatureExtractor.from_pretrained(source)
+    if vq is None:
+        return LaBraMForMaskedEEGModeling.from_pretrained(source), extractor
+    tokenizer, of_tokenizer = load_vq(vq, architectures=("labram",))
+    if of_tokenizer.recipe_id != extractor.recipe_id:
+        raise ValueError(
+            f"{vq} was trained behind another recipe than {source}: it is not the one that belongs to it."
+        )
+    trained = LaBraMForMaskedEEGModeling.from_pretrained(source)
+    model = LaBraMForMaskedEEGModeling(LaBraMConfig(**config.to_dict() | {"vq_config": tokenizer.config.to_dict()}))
+    codes = {f"vq.{name}": tensor for name, tensor in tokenizer.encoder.state_dict().items()}
+    model.load_state_dict(trained.state_dict() | codes)
+    return model, extractor
+
+
 def load_classifier(
-    source: str, classes: Sequence[str], pooling: str | None = None
-) -> tuple[NeuroLMForSequenceClassification | NeuroLMVQForSequenceClassification, NeuroLMProcessor]:
-    """A NeuroLM of any stage, or a neural tokenizer, with a head for these classes, and its processor.
+    source: str, classes: Sequence[str], pooling: str | None = None, drop_path: float | None = None
+) -> tuple[Any, NeuroLMProcessor]:
+    """A NeuroLM of any stage, a neural tokenizer of it, or a LaBraM, with a head for these classes, and its processor.
 
     The head is new, and transformers says so, unless the source is a classifier of the same classes. An adapter (LoRA)
     of a classifier, with the classifier's config beside it, is merged into its model.
@@ -200,11 +309,12 @@ def load_classifier(
     Args:
         source: folder or Hub id.
         classes: their names, class 0 first.
-        pooling: `NeuroLMConfig.classifier_pooling`; None is the source's own. A neural tokenizer has none.
+        pooling: `classifier_pooling` of the config; None is the source's own. A neural tokenizer has none.
+        drop_path: `LaBraMConfig.drop_path_rate`; None is the source's own.
 
     Raises:
-        ValueError: it is something else, a classifier of other classes or another pooling, a neural tokenizer with a
-            pooling, or an adapter of a language model or without a config.
+        ValueError: it is something else, a classifier of other classes or another pooling, a pooling or a drop path
+            that it does not have, or an adapter of a language model or without a config.
         OSError: it cannot be read.
         ImportError: an adapter, without peft.
     """
@@ -217,18 +327,11 @@ def load_classifier(
             "model.config.save_pretrained."
         )
     kind = model_type(source)
-    if kind not in ("neurolm", "neurolm_vq"):
-        raise ValueError(f"{source} is a {kind}: give a NeuroLM, or a neural tokenizer as scripts/train_vq.py makes.")
-    if kind == "neurolm_vq" and pooling is not None:
-        raise ValueError(f"{source} is a neural tokenizer, whose features have one mean: leave --pooling out.")
-    saved = PreTrainedConfig.get_config_dict(source)[0]
-    known, own = list(saved.get("id2label", {}).values()), saved.get("classifier_pooling")
-    if is_classifier(source) and known != list(classes):
-        raise ValueError(f"{source} is a classifier of {', '.join(known)}; these sets have {', '.join(classes)}.")
-    if is_classifier(source) and pooling not in (None, own):
-        raise ValueError(f"{source} is a classifier whose head reads {own}, not {pooling}: leave --pooling out.")
+    _check_classifier_options(source, kind, pooling, drop_path)
     labels = {"id2label": dict(enumerate(classes)), "label2id": {name: place for place, name in enumerate(classes)}}
     fields: dict[str, Any] = {**labels, "problem_type": "single_label_classification"}
+    if _check_head(source, kind, classes, pooling) == 1:
+        fields = {}  # one logit for two classes is as it was made
     if kind == "neurolm_vq":
         tokenizer = NeuroLMVQForSequenceClassification.from_pretrained(source, **fields)
         return tokenizer, NeuroLMProcessor(EEGFeatureExtractor.from_pretrained(source))
@@ -237,6 +340,10 @@ def load_classifier(
         return model, NeuroLMProcessor.from_pretrained(processor_home(source, model))
     if pooling is not None:
         fields["classifier_pooling"] = pooling
+    if kind == "labram":
+        drops = {} if drop_path is None else {"drop_path_rate": drop_path}
+        extractor = EEGFeatureExtractor.from_pretrained(source)
+        return _labram_classifier(source, fields | drops), NeuroLMProcessor(extractor)
     return NeuroLMForSequenceClassification.from_pretrained(source, **fields), NeuroLMProcessor.from_pretrained(source)
 
 
@@ -319,6 +426,14 @@ def describe_source(source: str) -> dict[str, str]:
     return {"folder": str(folder.resolve()), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
+# What the head of a classifier can read, by the type of the folder.
+_POOLINGS: dict[str, tuple[str, ...]] = {
+    "neurolm": ("last_token", "mean", "encoder_mean"),
+    "neurolm_vq": (),
+    "labram": ("mean", "cls"),
+}
+# What a LaBraM must have as the tokenizer whose codes it learns.
+_OF_TOKENIZER = ("patch_size", "num_channel_embeddings", "max_seconds", "codebook_size")
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 _DECIDING_FILES = (
     *("config.json", "*.safetensors", "pytorch_model*.bin"),
@@ -346,6 +461,51 @@ def _merged_classifier(source: str) -> NeuroLMForSequenceClassification:
     return merged_classifier(source)
 
 
+def _check_classifier_options(source: str, kind: str, pooling: str | None, drop_path: float | None) -> None:
+    """A ValueError for what gets no head, and for options that it does not have."""
+    if kind == "labram_vq":
+        raise ValueError(f"{source} is LaBraM's neural tokenizer: give the LaBraM that learnt its codes.")
+    if kind not in _POOLINGS:
+        raise ValueError(
+            f"{source} is a {kind}: give a NeuroLM, its neural tokenizer as scripts/train_vq.py makes, or a LaBraM."
+        )
+    if kind == "neurolm_vq" and pooling is not None:
+        raise ValueError(f"{source} is a neural tokenizer, whose features have one mean: leave --pooling out.")
+    if pooling not in (None, *_POOLINGS[kind]):
+        raise ValueError(f"{source} is a {kind}, whose --pooling is {' or '.join(_POOLINGS[kind])}, not {pooling}.")
+    if drop_path is not None and kind != "labram":
+        raise ValueError(f"{source} is a {kind}, which has no drop path: leave --drop-path out.")
+
+
+def _check_head(source: str, kind: str, classes: Sequence[str], pooling: str | None) -> int | None:
+    """How many outputs the head of a classifier has, None where there is none yet.
+
+    Raises:
+        ValueError: it is of other classes, or reads something else.
+    """
+    if not is_classifier(source):
+        return None
+    saved = PreTrainedConfig.get_config_dict(source)[0]
+    known, own = list(saved.get("id2label", {}).values()), saved.get("classifier_pooling")
+    # LaBraM's authors tell two classes by one logit, which stands for the second
+    one_logit = kind == "labram" and len(known) == 1 and len(classes) == 2
+    if known != list(classes) and not one_logit:
+        raise ValueError(f"{source} is a classifier of {', '.join(known)}; these sets have {', '.join(classes)}.")
+    if pooling not in (None, own):
+        raise ValueError(f"{source} is a classifier whose head reads {own}, not {pooling}: leave --pooling out.")
+    return len(known)
+
+
+def _labram_classifier(source: str, fields: Mapping[str, Any]) -> LaBraMForSequenceClassification:
+    """A LaBraM with a head; says by name which weights are new, and which of the source's have no place."""
+    loaded: Any = LaBraMForSequenceClassification.from_pretrained(source, output_loading_info=True, **fields)
+    model, loading = loaded
+    for names, what in (("missing_keys", "new"), ("unexpected_keys", "not used")):
+        if loading[names]:
+            logger.warning(f"{source}: {what}: {', '.join(sorted(loading[names]))}.")
+    return model
+
+
 def _text_config(source: str) -> Any:
     """The text part of a language model's configuration."""
     if (kind := model_type(source)).startswith("neurolm"):
@@ -360,10 +520,10 @@ def _check_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
         raise ValueError(f"{type(config).__name__} has no field {', '.join(unknown)}.")
 
 
-def _weights_that_differ(config: NeuroLMVQConfig, other: NeuroLMVQConfig) -> str | None:
-    """The first weight whose shape differs between two configurations."""
+def _weights_that_differ(
+    model: type[PreTrainedModel], config: PreTrainedConfig, other: PreTrainedConfig
+) -> str | None:
+    """The first weight of a model whose shape differs between two configurations."""
     with torch.device("meta"):
-        shapes, others = (
-            {name: w.shape for name, w in NeuroLMVQModel(c).state_dict().items()} for c in (config, other)
-        )
+        shapes, others = ({name: w.shape for name, w in model(c).state_dict().items()} for c in (config, other))
     return next((name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name)), None)

@@ -1,5 +1,6 @@
 """The three stages of NeuroLM through the HF Trainer: what the Trainer does not know, and nothing it does."""
 
+import inspect
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from .running import SKIPPED_BATCHES
 from .storage import Row
 from .tasks import Task
 from .training_set import StepSampler, TrainingSet
-from .validation import answer_counts, sample_statistics, validation_metrics
+from .validation import answer_counts, predicted_patches, sample_statistics, validation_metrics
 
 
 logger = logging.get_logger(__name__)
@@ -46,14 +47,19 @@ logger = logging.get_logger(__name__)
 LOSS_PARTS = (
     "frequency_loss",
     "raw_loss",
+    "amplitude_loss",
+    "phase_loss",
     "commitment_loss",
     "eeg_alignment_loss",
     "text_alignment_loss",
     "eeg_loss",
     "answer_loss",
     "text_loss",
+    "masked_loss",
+    "complement_loss",
 )
 CODEBOOK_STATISTICS = ("codebook_usage", "perplexity")
+STATISTICS = (*CODEBOOK_STATISTICS, "masked_accuracy")
 # what has no meaning before k-means has placed the codebook
 OF_CODEBOOK = ("commitment_loss", *CODEBOOK_STATISTICS)
 
@@ -78,6 +84,8 @@ class NeuroLMTrainer(Trainer):
             augmentation.
         answer_sets: name -> task and prepared windows with their `answer`, of `eval_dataset`. Each evaluation of that
             scores them: `eval_NAME_balanced_accuracy`, and the mean of all as `eval_balanced_accuracy`.
+        layer_decay: the deepest of the model's depths has the learning rate, each one before it this share of the next
+            one's. Needs `parameter_depth` and `depths` of the model. None or 1: one rate for all.
         skip_bad_batches: leave a micro-batch whose loss is not finite out of its step, with a warning, a line in
             `skipped.jsonl` of the output folder and `skipped_batches` in the logs. Otherwise it is an error. The
             rest of the step keeps its weight: the means still divide by the targets of the whole step, so that the
@@ -86,7 +94,8 @@ class NeuroLMTrainer(Trainer):
 
     Raises:
         ValueError: several GPUs in one process, counts not taken over all processes, what `check_devices` refuses,
-            answer sets that cannot be scored, `compute_metrics`; while training, a loss that is not finite.
+            answer sets that cannot be scored, `compute_metrics`, a layer decay or a label smoothing that the model
+            does not have; while training, a loss that is not finite.
         OSError: while training, a checkpoint that could not be written.
     """
 
@@ -98,6 +107,7 @@ class NeuroLMTrainer(Trainer):
         *args: Any,
         eval_data_collator: DataCollator | None = None,
         answer_sets: Mapping[str, tuple[Task, Sequence[Row]]] | None = None,
+        layer_decay: float | None = None,
         skip_bad_batches: bool = False,
         **kwargs: Any,
     ):
@@ -110,8 +120,11 @@ class NeuroLMTrainer(Trainer):
         self.compute_metrics = self._split_metrics
         self.eval_data_collator = eval_data_collator
         self.answer_sets = dict(answer_sets or {})
+        self.layer_decay = 1.0 if layer_decay is None else layer_decay
         self.skip_bad_batches = skip_bad_batches
         self._check_arguments()
+        # the models smooth by themselves: transformers' own smoother knows neither -100 nor a step's counts
+        self.label_smoother = None
         check_devices(self, skips_batches=skip_bad_batches)
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
@@ -149,6 +162,8 @@ class NeuroLMTrainer(Trainer):
         """As the Trainer's; keeps the parts of the loss for the next log entry, and looks at what is not finite."""
         inputs = dict(inputs)
         rows = inputs.pop("rows", [])
+        if model.training and self.args.label_smoothing_factor:
+            inputs["smoothing"] = self.args.label_smoothing_factor
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             self._steps_to_log.add(self.state.global_step)
@@ -216,8 +231,20 @@ class NeuroLMTrainer(Trainer):
             return super().get_test_dataloader(test_dataset)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Weight decay is for matrices, convolutions and embeddings, and for nothing else (the paper's recipe)."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+        """Weight decay is for matrices, convolutions and embeddings, and for nothing else (the paper's recipe).
+
+        A model may take more out of it, by `no_weight_decay(name)`.
+        """
+        return _decayed_names(model)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As the Trainer's; with a layer decay, each depth of the model has its own learning rate."""
+        if self.optimizer is None and self.layer_decay != 1:
+            model = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = optimizer_groups(model, self.args.learning_rate, self.args.weight_decay, self.layer_decay)
+            self.optimizer_cls_and_kwargs = kind, {**options, "params": groups}
+        return super().create_optimizer(model)
 
     def _prepare_input(self, data: Any) -> Any:
         # DeepSpeed's precision is for weights: signals are what targets are made of
@@ -314,6 +341,18 @@ class NeuroLMTrainer(Trainer):
                 "This stream is one process's part already, of which each process would read a part again: give the "
                 "whole stream, without split_dataset_by_node."
             )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` is a share above 0 and up to 1, not {self.layer_decay}.")
+        if self.layer_decay != 1 and not hasattr(self.model, "parameter_depth"):
+            raise ValueError(
+                f"A {type(self.model).__name__} does not say how deep its weights lie (`parameter_depth`, `depths`): "
+                "leave `layer_decay` out (--layer-decay of the script)."
+            )
+        if self.args.label_smoothing_factor and not _smooths_labels(self.model):
+            raise ValueError(
+                f"label_smoothing_factor is for classifiers of single labels, and this {type(self.model).__name__} is "
+                "none: leave it out."
+            )
         if self.answer_sets and self.processing_class is None:
             raise ValueError("`answer_sets` are asked by the processor: give it as `processing_class`.")
         if self.answer_sets and isinstance(self.eval_dataset, dict):
@@ -335,9 +374,9 @@ class NeuroLMTrainer(Trainer):
 
     def _without_meaning(self) -> tuple[str, ...]:
         """Names of figures that say nothing yet: those of a codebook that is still to be placed."""
-        tokenizer = getattr(self.model, "vq", self.model)
-        placed = not isinstance(tokenizer, NeuroLMVQModel) or bool(tokenizer.encoder.quantizer.initialized)
-        return () if placed else OF_CODEBOOK
+        encoder = getattr(getattr(self.model, "vq", self.model), "encoder", None)
+        quantizer = getattr(encoder, "quantizer", None)
+        return () if quantizer is None or bool(quantizer.initialized) else OF_CODEBOOK
 
     def _split_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         metrics, leave_out = validation_metrics(prediction, self._codebook_size), self._without_meaning()
@@ -385,14 +424,17 @@ class NeuroLMTrainer(Trainer):
 
     def _keep_parts(self, outputs: Any) -> None:
         leave_out = self._without_meaning()
-        for name in (*LOSS_PARTS, *CODEBOOK_STATISTICS):
-            if (value := outputs.get(name)) is not None and name not in leave_out:
+        figures = {name: outputs.get(name) for name in (*LOSS_PARTS, *CODEBOOK_STATISTICS)}
+        if outputs.get("patch_hits") is not None:
+            figures["masked_accuracy"] = outputs.patch_hits.sum() / predicted_patches(outputs).sum()
+        for name, value in figures.items():
+            if value is not None and name not in leave_out:
                 self._part_sums[name] = self._part_sums.get(name, 0.0) + value.detach().float()
                 self._part_counts[name] = self._part_counts.get(name, 0) + 1
 
     def _take_parts(self) -> dict[str, float]:
         """Since the last call and over all processes: parts of the loss by step, means of the statistics."""
-        names = (*LOSS_PARTS, *CODEBOOK_STATISTICS)
+        names = (*LOSS_PARTS, *STATISTICS)
         sums = [float(self._part_sums.get(name, 0.0)) for name in names]
         counts = [self._part_counts.get(name, 0) for name in names]
         own = torch.tensor([*sums, *counts, self._skipped], dtype=torch.float32, device=self.args.device)
@@ -463,6 +505,42 @@ class QuantizerScheduleCallback(TrainerCallback):
     ) -> None:
         # what is saved between two steps must not carry the schedule's state
         kwargs["model"].config.update(self._own)
+
+
+def optimizer_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """The trained parameters in groups of equal learning rate (`lr`) and `weight_decay`, each with its `params`.
+
+    Args:
+        learning_rate: of the deepest parameters.
+        layer_decay: see [`NeuroLMTrainer`]; None or 1: one rate for all.
+    """
+    asked: Any = model
+    decayed = set(_decayed_names(model))
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        below = 0 if layer_decay in (None, 1) else asked.depths - 1 - asked.parameter_depth(name)
+        decays = name in decayed
+        rate = learning_rate * (layer_decay or 1) ** below
+        new = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        groups.setdefault((below, decays), new)["params"].append(parameter)
+    return list(groups.values())
+
+
+def _decayed_names(model: nn.Module) -> list[str]:
+    exempt = getattr(model, "no_weight_decay", lambda name: False)
+    return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2 and not exempt(name)]
+
+
+def _smooths_labels(model: Any) -> bool:
+    """Whether a model is a classifier, of one class a sample."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "smoothing" not in inspect.signature(whole.forward).parameters:
+        return False
+    return whole.config.problem_type in (None, "single_label_classification")
 
 
 def compile_layers(model: nn.Module, args: TrainingArguments) -> None:

@@ -32,7 +32,7 @@ def sample_statistics(
     """What each sample adds to the metrics of its split.
 
     Args:
-        outputs: of the tokenizer, or of the language model or a classifier with `labels`.
+        outputs: of a neural tokenizer, of masked modelling, or of the language model or a classifier with `labels`.
         samples: how many there are. Rows beyond them (texts mixed in) are counted to the samples in turn.
         labels: of a classifier.
 
@@ -44,15 +44,18 @@ def sample_statistics(
         return _language_model_statistics(outputs, samples)
     if "sample_losses" in outputs and labels is not None:
         return _classifier_statistics(outputs, labels)
+    if "patch_hits" in outputs:
+        return _masked_statistics(outputs)
     return _tokenizer_statistics(outputs)
 
 
 def validation_metrics(prediction: EvalPrediction, codebook_size: int) -> dict[str, float]:
     """Metrics of a split from all of its samples' statistics: means over items, and the `loss`.
 
-    Of the tokenizer: `frequency_loss`, `raw_loss`, `commitment_loss`, `codebook_usage`, `perplexity`. Of the language
-    model, those that have targets: `eeg_loss`, `answer_loss`, `text_loss`, and `eeg_accuracy`, the share of EEG
-    targets whose most likely code is the right one. Of a classifier of single labels: `balanced_accuracy`.
+    Of a neural tokenizer: its output's `PATCH_LOSSES`, `codebook_usage`, `perplexity`. Of the language model, those
+    that have targets: `eeg_loss`, `answer_loss`, `text_loss`, and `eeg_accuracy`, the share of EEG targets whose most
+    likely code is the right one. Of masked modelling: `masked_loss`, `complement_loss`, and `masked_accuracy`, that
+    share of all patches, each in the pass that did not see it. Of a classifier of single labels: `balanced_accuracy`.
     """
     sums: Mapping[str, NDArray] = prediction.predictions  # type: ignore[assignment]
     items: Mapping[str, NDArray] = prediction.label_ids  # type: ignore[assignment]
@@ -90,7 +93,8 @@ def answer_counts(
 
 
 class ReconstructionCallback(TrainerCallback):
-    """After each evaluation of the tokenizer, draws a window and its reconstruction.
+    """After each evaluation of a neural tokenizer, draws a window and what it reconstructs: NeuroLM's the signal,
+    LaBraM's each channel's amplitude spectrum.
 
     The picture is `folder/step-N.png`, and goes to TensorBoard where that is among `callbacks`. To be given to a
     trainer that is made: `trainer.add_callback`.
@@ -126,14 +130,39 @@ class ReconstructionCallback(TrainerCallback):
         # all processes make the pass, which gathers weights that are shared out
         if not state.is_world_process_zero:
             return
-        channels = list(self.row["channels"])
-        signal, reconstruction = (by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
-        figure = figures.plot_reconstruction(signal, reconstruction, channels)
+        figure = _picture(outputs, list(self.row["channels"]))
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / f"step-{state.global_step}.png")
         for callback in self.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 callback.tb_writer.add_figure("reconstruction", figure, state.global_step)
+
+
+def _picture(outputs: Any, channels: Sequence[str]) -> Any:
+    """Of the first window of a batch, and what its tokenizer predicts."""
+    if "raw" in outputs:
+        signal, drawn = (by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
+        return figures.plot_reconstruction(signal, drawn, channels)
+    # channel-major; the bins above half the sampling rate mirror those below
+    target, drawn = (
+        values[0].unflatten(0, (len(channels), -1)).mean(1)[:, : values.shape[-1] // 2 + 1].float().cpu().numpy()
+        for values in (outputs.target_amplitude, outputs.amplitude)
+    )
+    return figures.plot_amplitudes(target, drawn, channels)
+
+
+def predicted_patches(outputs: Any) -> torch.Tensor:
+    """(batch, patches), True where masked modelling predicts a code: at every real patch, in one of its two passes."""
+    return outputs.labels >= 0
+
+
+def _masked_statistics(outputs: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    predicted = predicted_patches(outputs)
+    passes = {"masked_loss": predicted & outputs.masked, "complement_loss": predicted & ~outputs.masked}
+    sums = {name: (outputs.patch_losses * patches).sum(1) for name, patches in passes.items()}
+    sums["masked_accuracy"] = outputs.patch_hits.sum(1).float()
+    items = {name: patches.sum(1) for name, patches in passes.items()}
+    return sums, items | {"masked_accuracy": predicted.sum(1)}
 
 
 def _tokenizer_statistics(outputs: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fine-tune a classifier of EEG windows: a head on the features of a NeuroLM, or of its neural tokenizer alone.
+"""Fine-tune a classifier of EEG windows: a head on a NeuroLM, on its neural tokenizer alone, or on a LaBraM.
 
 The whole language model behind the frozen encoder, and the head on its last hidden state:
     python scripts/finetune_classifier.py recipes/classifier.yaml --model runs/pretrained \\
@@ -17,6 +17,11 @@ The head alone, on the mean of the frozen encoder's features (scripts/probe_feat
 they hold anything):
     python scripts/finetune_classifier.py recipes/classifier.yaml --model runs/pretrained --pooling encoder_mean \\
         --learning-rate 1e-2 --train-data prepared/mine --output-dir runs/classifier
+
+All of a pre-trained LaBraM and the head, as in its paper: lower learning rates for the blocks nearer to the input,
+drop path, label smoothing:
+    python scripts/finetune_classifier.py recipes/labram-finetune-base.yaml --model runs/labram \\
+        --train-data prepared/mine --output-dir runs/labram-classifier
 
 Prepared sets (scripts/prepare_data.py) may be several, of tasks with the same answers, which name the classes in
 config.json; it also keeps the questions behind the EEG. Stopped or killed, the same command goes on from the last
@@ -47,7 +52,7 @@ from neurolm_hf.stages import (
     provenance,
     train,
 )
-from neurolm_hf.starting_models import load_classifier
+from neurolm_hf.starting_models import layout_of, load_classifier
 from neurolm_hf.tasks import Task
 
 
@@ -57,14 +62,18 @@ class ClassifierOptions(DataOptions):
 
     model: str | None = field(
         default=None,
-        metadata={"help": "What gets a head: a NeuroLM of any stage, or a neural tokenizer (scripts/train_vq.py)."},
+        metadata={
+            "help": "What gets a head: a NeuroLM of any stage, its neural tokenizer (scripts/train_vq.py), or a "
+            "LaBraM (scripts/pretrain_masked.py)."
+        },
     )
     pooling: str | None = field(
         default=None,
         metadata={
-            "choices": ["last_token", "mean", "encoder_mean"],
+            "choices": ["last_token", "mean", "encoder_mean", "cls"],
             "help": "What the head of a NeuroLM reads: its last hidden state at the last token (the default), their "
-            "mean, or the mean of the EEG encoder's features, without the language model.",
+            "mean, or the mean of the EEG encoder's features, without the language model. That of a LaBraM: the mean "
+            "over the patches (the default), behind a new layer norm, or the cls token.",
         },
     )
     with_question: bool = field(
@@ -76,14 +85,26 @@ class ClassifierOptions(DataOptions):
     channel_dropout: float = field(
         default=0.0, metadata={"help": "Share of channels left out of each training window, at random."}
     )
+    layer_decay: float | None = field(
+        default=None,
+        metadata={"help": "Of a LaBraM: each block's share of the next one's learning rate, from the head down."},
+    )
+    drop_path: float | None = field(
+        default=None,
+        metadata={"help": "Of a LaBraM: share of windows that skip the last block in training, fewer the first ones."},
+    )
 
     def __post_init__(self) -> None:
         if self.model is None:
-            raise ValueError("give --model, a NeuroLM or a neural tokenizer")
+            raise ValueError("give --model, a NeuroLM, a neural tokenizer or a LaBraM")
         if self.with_question and self.pooling == "encoder_mean":
             raise ValueError("--pooling encoder_mean reads EEG alone: --with-question does not go with it")
         if not 0 <= self.channel_dropout < 1:
             raise ValueError(f"--channel-dropout is a share from 0 to below 1, not {self.channel_dropout}")
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise ValueError(f"--drop-path is a share from 0 to below 1, not {self.drop_path}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer-decay is a share above 0 and up to 1, not {self.layer_decay}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -96,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: ClassifierOptions, args: StageTrainingArguments, recipe: str | None) -> int:
     """The training from its data to its files. Returns the exit status."""
-    data = open_sets(options, args, with_tasks=True)
+    data = open_sets(options, args, with_tasks=True, layout=layout_of(str(options.model)))
     set_seed(args.seed)
     model, processor = starting_model(options, data.tasks)
     check_recipe(data, processor.feature_extractor, str(options.model))
@@ -114,6 +135,7 @@ def run(options: ClassifierOptions, args: StageTrainingArguments, recipe: str | 
         eval_data_collator=ClassificationCollator(processor, options.with_question),
         # the Trainer aligns special tokens with a processor's text tokenizer, which must be there for that
         processing_class=processor if processor.tokenizer is not None else processor.feature_extractor,
+        layer_decay=options.layer_decay,
     )
     if status := train(trainer, options, data):
         return status
@@ -146,9 +168,14 @@ def starting_model(options: ClassifierOptions, tasks: Sequence[Task]) -> tuple[A
     What will stand behind the EEG is written into its config, so that every checkpoint says how it is to be asked.
     """
     model: Any
-    model, processor = load_classifier(str(options.model), common_answers(tasks), options.pooling)
+    answers = common_answers(tasks)
+    model, processor = load_classifier(str(options.model), answers, options.pooling, options.drop_path)
     if options.with_question and processor.tokenizer is None:
         raise ValueError(f"{options.model} has no text tokenizer to write a question with: leave --with-question out.")
+    if model.config.model_type == "labram":
+        if options.tune_eeg_encoder:
+            raise ValueError("All of a LaBraM is trained in any case: leave --tune-eeg-encoder out.")
+        return model, processor
     if not hasattr(model, "freeze_eeg_encoder"):  # of a neural tokenizer
         if not options.tune_eeg_encoder:
             model.encoder.requires_grad_(False)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Stage 1: train the neural tokenizer, which turns each second of each channel into a code.
+"""Train a neural tokenizer, which turns each second of each channel into a code: NeuroLM's stage 1, or LaBraM's.
 
 With the paper's recipe, from random weights, against the embeddings of GPT-2:
     torchrun --nproc_per_node 8 scripts/train_vq.py recipes/vq-paper.yaml --from-scratch --text-model gpt2 \\
@@ -8,13 +8,17 @@ With the paper's recipe, from random weights, against the embeddings of GPT-2:
 A small one on a laptop, without text:
     python scripts/train_vq.py recipes/vq-cpu.yaml --from-scratch --train-data prepared/mine --output-dir runs/vq
 
+LaBraM's, which predicts amplitude and phase of each patch's spectrum, by its paper:
+    torchrun --nproc_per_node 8 scripts/train_vq.py recipes/labram-vq-paper.yaml --from-scratch \\
+        --train-data prepared/tueg prepared/seed --output-dir runs/labram-vq
+
 On from a trained one, on other recordings, with a lower learning rate than the recipe's:
     python scripts/train_vq.py recipes/vq-one-gpu.yaml --vq neurolm-tokenizer --learning-rate 1e-5 \\
         --train-data prepared/mine --output-dir runs/vq-mine
 
 A recipe is a YAML file of options; what the command line says counts more. Stopped or killed, the same command goes on
-from the last checkpoint. At the end --output-dir holds the tokenizer, ready for scripts/pretrain.py, and
-training.json.
+from the last checkpoint. At the end --output-dir holds the tokenizer, ready for scripts/pretrain.py, LaBraM's for
+scripts/pretrain_masked.py, and training.json.
 Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving. An error is said in one
 line; NEUROLM_TRACEBACK=1 in the environment shows where it came from, too.
 """
@@ -33,8 +37,9 @@ from transformers.trainer_utils import IntervalStrategy
 
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.devices import sharding
+from neurolm_hf.modeling_labram import LaBraMVQModel
 from neurolm_hf.modeling_neurolm import NeuroLMVQForPreTraining, NeuroLMVQModel
-from neurolm_hf.processing_neurolm import NeuroLMProcessor
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, NeuroLMProcessor
 from neurolm_hf.recipes import StageTrainingArguments, json_object, parse_arguments
 from neurolm_hf.running import windows_of_a_step
 from neurolm_hf.stages import (
@@ -52,7 +57,14 @@ from neurolm_hf.stages import (
     training_set,
     validation_set,
 )
-from neurolm_hf.starting_models import add_text_adversary, load_vq, new_vq, read_text_tokenizer
+from neurolm_hf.starting_models import (
+    ARCHITECTURES,
+    add_text_adversary,
+    architecture_of,
+    load_vq,
+    new_vq,
+    read_text_tokenizer,
+)
 from neurolm_hf.text import text_vocabulary
 from neurolm_hf.training import (
     AlignmentScheduleCallback,
@@ -70,9 +82,19 @@ class VQOptions(TextModelOptions):
 
     vq: str | None = field(default=None, metadata={"help": "A trained neural tokenizer to start from."})
     from_scratch: bool = field(default=False, metadata={"help": "Start from random weights instead."})
+    architecture: str | None = field(
+        default=None,
+        metadata={
+            "choices": list(ARCHITECTURES),
+            "help": "Whose tokenizer is made from scratch (default: neurolm); --vq has its own.",
+        },
+    )
     vq_config: str | None = field(
         default=None,
-        metadata={"metavar": "JSON", "help": "Fields of NeuroLMVQConfig that differ from the paper's or from --vq's."},
+        metadata={
+            "metavar": "JSON",
+            "help": "Fields of NeuroLMVQConfig (LaBraMVQConfig) that differ from the paper's or from --vq's.",
+        },
     )
     quantizer_warmup_steps: int = field(
         default=0, metadata={"help": "Steps without the quantiser at first, for small models."}
@@ -106,12 +128,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: VQOptions, args: StageTrainingArguments, recipe: str | None) -> int:
     """The stage from its data to its files. Returns the exit status."""
+    architecture = settled_architecture(options)
     if options.standardize_features and sharding(args) == "FSDP":
         raise ValueError("--standardize-features changes whole weights, which FSDP shares out: use DDP or ZeRO.")
-    data = open_sets(options, args, with_tasks=False)
+    layout = LABRAM_LAYOUT if architecture == "labram" else {}
+    data = open_sets(options, args, with_tasks=False, layout=layout)
     keep_evaluation_out_of_warmup(options, args, data)
     set_seed(args.seed)
-    model = starting_model(options, data)
+    model = starting_model(options, architecture, data)
     before = bare_tokenizer(model).config.provenance
     texts: dict[str, Any] = {}
     if options.text_model is not None:
@@ -150,6 +174,33 @@ def run(options: VQOptions, args: StageTrainingArguments, recipe: str | None) ->
     # the processor of all stages, so that the tokenizer opens as they do
     finish(trainer, data, source, write=NeuroLMProcessor(data.feature_extractor).save_pretrained)
     return 0
+
+
+def settled_architecture(options: VQOptions) -> str:
+    """Of the tokenizer that is trained: --vq's own, or what is asked for.
+
+    Raises:
+        ValueError: --vq is of another one, or an option is NeuroLM's alone.
+    """
+    own = None if options.vq is None else architecture_of(options.vq)
+    if own is not None and options.architecture not in (None, own):
+        raise ValueError(
+            f"{options.vq} is a tokenizer of {own}: leave --architecture out, or give a recipe of that architecture."
+        )
+    architecture = own or options.architecture or "neurolm"
+    if architecture == "neurolm":
+        return architecture
+    if options.text_model is not None:
+        raise ValueError(
+            "LaBraM's tokenizer has no text adversary: leave --text-model, --text-data, --text-tokenizer and "
+            "--text-batch-size out."
+        )
+    if options.standardize_features:
+        raise ValueError(
+            "--standardize-features is for features that a language model reads, but of LaBraM's tokenizer only the "
+            "codes are read: leave it out."
+        )
+    return architecture
 
 
 def keep_evaluation_out_of_warmup(options: VQOptions, args: StageTrainingArguments, data: StageData) -> None:
@@ -192,12 +243,14 @@ def check_embeddings(model: Any, options: VQOptions, tokenizer: Any) -> None:
         )
 
 
-def starting_model(options: VQOptions, data: StageData) -> NeuroLMVQModel | NeuroLMVQForPreTraining:
+def starting_model(
+    options: VQOptions, architecture: str, data: StageData
+) -> NeuroLMVQModel | NeuroLMVQForPreTraining | LaBraMVQModel:
     """The neural tokenizer, with its text adversary if there is text."""
     if options.from_scratch:
-        vq = new_vq(data.feature_extractor, options.vq_fields)
+        vq = new_vq(data.feature_extractor, options.vq_fields, architecture)
     else:
-        vq, extractor = load_vq(str(options.vq), options.vq_fields)
+        vq, extractor = load_vq(str(options.vq), options.vq_fields, [architecture])
         check_recipe(data, extractor, str(options.vq))
     return vq if options.text_model is None else add_text_adversary(vq, options.text_model)
 
@@ -214,7 +267,7 @@ def callbacks(model: Any, options: VQOptions) -> list[TrainerCallback]:
     return made
 
 
-def bare_tokenizer(model: Any) -> NeuroLMVQModel:
+def bare_tokenizer(model: Any) -> Any:
     """The neural tokenizer without its adversary."""
     return getattr(model, "vq", model)
 

@@ -12,11 +12,23 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import randomize, text_config, vq_config
+from tiny_labram import labram_classifier, labram_vq, masked_model
 from transformers import TrainerCallback, TrainingArguments
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMVQForPreTraining
-from neurolm_hf.collators import EEGCollator, InstructionCollator, PretrainingCollator
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor, train_text_tokenizer
+from neurolm_hf.collators import (
+    ClassificationCollator,
+    EEGCollator,
+    InstructionCollator,
+    MaskedCollator,
+    PretrainingCollator,
+)
+from neurolm_hf.processing_neurolm import (
+    LABRAM_LAYOUT,
+    EEGFeatureExtractor,
+    NeuroLMProcessor,
+    train_text_tokenizer,
+)
 from neurolm_hf.tasks import load_task
 from neurolm_hf.training_set import TrainingSet
 
@@ -77,9 +89,17 @@ def adapted_model(processor: NeuroLMProcessor) -> Any:
     return model
 
 
+def labelled(rows: list[dict]) -> list[dict]:
+    """The rows with their class, and with the draw that decides what is masked."""
+    return [
+        {**one, "label": TASK.answers[one["answer"]], "draw": (0, 0, int(one["recording"].removesuffix(".edf")))}
+        for one in rows
+    ]
+
+
 @dataclass
 class Stage:
-    """A model in training mode, and the collator whose rows bring so many texts each."""
+    """A model in training mode, and the collator whose rows bring so many texts each; LaBraM's bring none."""
 
     model: Callable[[], Any]
     collator: Callable[[float], Callable]
@@ -88,6 +108,8 @@ class Stage:
 def stages() -> dict[str, Stage]:
     processor = make_processor()
     extractor = processor.feature_extractor
+    of_labram = EEGFeatureExtractor(**LABRAM_LAYOUT)
+    classify = ClassificationCollator(NeuroLMProcessor(of_labram))
     block = [{"input_ids": [3, 1, 4, 1, 5, 9, 2, 6]}]
     return {
         "vq": Stage(adversarial_tokenizer, lambda n: EEGCollator(extractor, block, n)),
@@ -104,6 +126,9 @@ def stages() -> dict[str, Stage]:
             lambda: adapted_model(processor),
             lambda n: InstructionCollator(processor, TASK, texts=[TEXT], texts_per_row=n),
         ),
+        "labram-vq": Stage(labram_vq, lambda n: EEGCollator(of_labram)),
+        "labram-masked": Stage(masked_model, lambda n: lambda rows: MaskedCollator(of_labram)(labelled(rows))),
+        "labram-classifier": Stage(labram_classifier, lambda n: lambda rows: classify(labelled(rows))),
     }
 
 

@@ -15,6 +15,7 @@ from neurolm_hf.collators import (
     ClassificationCollator,
     EEGCollator,
     InstructionCollator,
+    MaskedCollator,
     PretrainingCollator,
     checked_signal,
     drop_channels,
@@ -508,3 +509,40 @@ def test_an_answer_that_is_none_is_named(processor: NeuroLMProcessor, changes: d
 def test_a_row_without_a_task(processor: NeuroLMProcessor) -> None:
     with pytest.raises(ValueError, match="a window at 0 s: no task to ask"):
         InstructionCollator(processor)([ROWS[0]])
+
+
+def test_a_half_of_the_real_patches_is_masked_rounded_up() -> None:
+    rows = [row(("C3", "C4", "CZ"), 3), row(("PZ",), 1), row(("FP1", "O2"), 2), row(("C3",), 5)]
+    batch = MaskedCollator(EEGFeatureExtractor())(rows)
+    masked, real = batch["masked"], batch["eeg_attention_mask"].bool()
+    assert masked.dtype == torch.bool
+    assert real.sum(1).tolist() == [9, 1, 4, 5]
+    assert masked.sum(1).tolist() == [5, 1, 2, 3]
+    assert not (masked & ~real).any()
+    assert MaskedCollator(EEGFeatureExtractor(), 0.25)(rows)["masked"].sum(1).tolist() == [3, 1, 1, 2]
+
+
+def test_a_mask_is_its_row_s_own() -> None:
+    """Whatever batch the row falls into, again when it is read again, another in each epoch."""
+    collate, rows = MaskedCollator(EEGFeatureExtractor()), TrainingSet([(ROWS, None)], EEGFeatureExtractor(), seed=3)
+    first = [rows[place] for place in range(len(rows))]
+    whole = collate(first)["masked"]
+    for place, one in enumerate(first):
+        alone = collate([one])["masked"][0]
+        assert torch.equal(whole[place, : len(alone)], alone)
+    again = TrainingSet([(ROWS, None)], EEGFeatureExtractor(), seed=3)
+    assert torch.equal(collate([again[place] for place in range(len(again))])["masked"], whole)
+    masks = set()
+    for epoch in range(20):
+        rows.set_epoch(epoch)
+        of_epoch = next(one for one in (rows[place] for place in range(len(rows))) if one["channels"][0] == "C3")
+        masks.add(tuple(collate([of_epoch])["masked"][0].tolist()))
+    # 20 ways to choose three of six patches
+    assert len(masks) > 5
+
+
+def test_all_patches_are_masked_equally_often() -> None:
+    window = row(("C3", "C4"), 3)
+    draws = [{**window, "draw": (0, epoch, 0)} for epoch in range(400)]
+    share = MaskedCollator(EEGFeatureExtractor())(draws)["masked"].float().mean(0)
+    assert (share - 0.5).abs().max() < 0.1  # four standard deviations

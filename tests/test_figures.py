@@ -46,6 +46,18 @@ def test_reconstruction_refuses_what_does_not_fit(shape, names, message):
         figures.plot_reconstruction(np.zeros((2, 200)), np.zeros(shape), names)
 
 
+def test_amplitudes_are_drawn_by_channel_over_frequency(rng):
+    target, predicted = rng.normal(size=(2, 7, 101))
+    axes = figures.plot_amplitudes(target, predicted, [f"C{i}" for i in range(7)]).axes
+    assert [axis.get_title(loc="left")[:2] for axis in axes] == ["C0", "C2", "C4", "C6"]
+    np.testing.assert_array_equal(drawn(axes[2], "Target"), target[4])
+    np.testing.assert_array_equal(drawn(axes[2], "Prediction"), predicted[4])
+    assert axes[-1].get_xlabel() == "Frequency (Hz)"
+    assert axes[-1].get_xlim() == (0, 100)
+    with pytest.raises(ValueError, match="1 channel names for 7 rows of target"):
+        figures.plot_amplitudes(target, predicted, ["C0"])
+
+
 def test_spectra_are_means_in_their_units(rng):
     target, predicted = rng.normal(size=(30, 100)), rng.normal(size=(30, 100))
     frequencies = np.arange(0, 100, 0.25)

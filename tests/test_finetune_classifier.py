@@ -140,6 +140,9 @@ def test_the_same_command_goes_on_and_a_classifier_can_be_trained_further(folder
         ({"model": "gpt2"}, "is a gpt2: give a NeuroLM"),
         ({"model": "vq", "options": ["--pooling", "mean"]}, "leave --pooling out"),
         ({"model": "vq", "options": ["--with-question"]}, "no text tokenizer to write a question with"),
+        ({"options": ["--pooling", "cls"]}, "whose --pooling is last_token or mean or encoder_mean, not cls"),
+        ({"options": ["--drop-path", "0.1"]}, "a neurolm, which has no drop path: leave --drop-path out"),
+        ({"options": ["--layer-decay", "0.5"]}, "does not say how deep its weights lie"),
     ],
 )
 def test_what_cannot_be_trained_is_told_in_a_line(folders, tmp_path, capsys, given, words):
@@ -162,7 +165,9 @@ def test_tasks_of_different_answers_have_no_common_head(folders, tmp_path, capsy
     [
         (["--pooling", "encoder_mean", "--with-question"], "--with-question does not go with it"),
         (["--channel-dropout", "1"], "--channel-dropout is a share from 0 to below 1"),
-        (["--pooling", "cls"], "invalid choice"),
+        (["--pooling", "last"], "invalid choice"),
+        (["--drop-path", "1"], "--drop-path is a share from 0 to below 1"),
+        (["--layer-decay", "0"], "--layer-decay is a share above 0 and up to 1"),
     ],
 )
 def test_wrong_usage(folders, tmp_path, capsys, options, words):
@@ -174,4 +179,4 @@ def test_wrong_usage(folders, tmp_path, capsys, options, words):
 
 def test_the_model_must_be_named(tmp_path, capsys):
     assert here("finetune_classifier", "--train-data", "somewhere", "--output-dir", tmp_path / "run") == 2
-    assert "give --model, a NeuroLM or a neural tokenizer" in capsys.readouterr().err
+    assert "give --model, a NeuroLM, a neural tokenizer or a LaBraM" in capsys.readouterr().err
