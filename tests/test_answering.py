@@ -15,8 +15,10 @@ from stage_folders import (
     write_vq,
 )
 from test_lora import stir
+from tiny_labram import labram_classifier
 
 from neurolm_hf import (
+    EEGFeatureExtractor,
     NeuroLMForCausalLM,
     NeuroLMProcessor,
     NeuroLMVQConfig,
@@ -32,11 +34,14 @@ from neurolm_hf.answering import (
     open_model,
     open_set,
 )
+from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.collators import ClassificationCollator
 from neurolm_hf.lora import add_adapter, lora_config
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT
 from neurolm_hf.published_protocol import PUBLISHED_WINDOWS
 from neurolm_hf.scoring import score_rows
 from neurolm_hf.starting_models import load_classifier
+from neurolm_hf.storage import row_signal
 from neurolm_hf.tasks import load_task
 
 
@@ -296,6 +301,47 @@ def test_one_output_is_the_second_of_two_answers(folders):
         else:
             with pytest.raises(ValueError, match="one is a classifier of No; Workload is answered by No, Yes"):
                 opened.check_task(WORKLOAD)
+
+
+def write_labram(folder, provenance=None, **labels):
+    """A LaBraM that classifies, behind the recipe of `write_sets`."""
+    labels = labels or {"id2label": {0: "No", 1: "Yes"}, "label2id": {"No": 0, "Yes": 1}}
+    labram_classifier(provenance=provenance, **labels).save_pretrained(folder)
+    NeuroLMProcessor(EEGFeatureExtractor(notch_frequency=50, **LABRAM_LAYOUT)).save_pretrained(folder)
+    return folder
+
+
+ONE_LOGIT = {"num_labels": 1, "id2label": {0: "Yes"}, "problem_type": "multi_label_classification"}
+
+
+@pytest.mark.parametrize("labels", [{}, ONE_LOGIT], ids=["two classes", "one logit"])
+def test_a_labram_reads_the_same_windows_channel_after_channel(folders, tmp_path, labels):
+    given = open_set(str(folders["workload"]))
+    opened = open_any(str(write_labram(tmp_path, **labels)), WORKLOAD)
+    check_set(given, opened)
+    found = scored(opened, given).softmax(1)
+    assert found.std(0).min() > 1e-4
+    ids = torch.tensor([[1 + CHANNEL_VOCABULARY.index(name)] * 4 for name in ("FP1", "FP2")]).reshape(1, 8)
+    for row, probabilities in zip(given.rows, found, strict=True):
+        patches = torch.from_numpy(row_signal(row)).reshape(1, 8, 200)
+        with torch.no_grad():
+            logits = opened.model(patches, ids, torch.arange(4).repeat(2)[None]).logits[0]
+        expected = torch.stack([1 - logits[0].sigmoid(), logits[0].sigmoid()]) if labels else logits.softmax(0)
+        torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+
+
+def test_what_a_labram_cannot_read(folders, tmp_path):
+    given, opened = open_set(str(folders["workload"])), open_any(str(write_labram(tmp_path)), WORKLOAD)
+    name = CHANNEL_VOCABULARY[LABRAM_LAYOUT["known_channels"]]
+    for change, message in (
+        (lambda row: {"channels": ["FP1", name]}, f"test-1\\.edf at 0 s .* has no row for {name}"),
+        (lambda row: {"signal": [*row["signal"]] * 5}, r"test-1\.edf at 0 s .* 20 s, and this model reads 16 s"),
+    ):
+        rows = given.rows.map(
+            lambda row, place, change=change: row | (change(row) if place > 1 else {}), with_indices=True
+        )
+        with pytest.raises(ValueError, match=f"cannot read all windows of .*workload: {message}"):
+            check_set(dataclasses.replace(given, rows=rows.with_format("numpy")), opened)
 
 
 def test_classes_that_are_not_the_answers(folders, classifier):

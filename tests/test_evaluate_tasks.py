@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from stage_folders import write_language_model, write_sets, write_text_model, write_tokenizer, write_vq
-from test_answering import tune, write_classifier
+from test_answering import tune, write_classifier, write_labram
 from test_lora import stir
 from test_recipes import script_module
 
@@ -57,6 +57,7 @@ def folders(tmp_path_factory):
     made["vq"] = vq
     provenance = {"data": [{"task": "Workload", "subjects": ["Subject00"]}]}
     made["classifier"] = write_classifier(root / "classifier", vq, provenance)
+    made["labram"] = write_labram(root / "labram", provenance)
     made["model"] = tune(write_language_model(root / "model", vq, text), WORKLOAD)
     base = NeuroLMForCausalLM.from_pretrained(made["model"])
     stir(add_adapter(base, made["model"], lora_config(base))).save_pretrained(root / "adapter")
@@ -155,16 +156,17 @@ def test_an_adapter(folders, answers, tmp_path, capsys):
 
 
 def test_one_command_compares_models(folders, tmp_path, capsys):
-    models = [folders[name] for name in ("model", "classifier", "adapter")]
+    models = [folders[name] for name in ("model", "labram", "classifier", "adapter")]
     arguments = ["--data", folders["workload"], "--output-dir", tmp_path, "--written-windows", "4"]
     assert evaluate("--model", *models, *arguments) == 0
     printed = capsys.readouterr()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.out.splitlines() if "|" in line]
-    table = {row[0]: row[1:] for row in cells[2 : 2 + 10]}
+    table = {row[0]: row[1:] for row in cells[2 : 2 + 13]}
     assert list(table) == [
-        *("model", "classifier", "adapter", "log band power, logistic regression"),
-        *(f"difference: {name} less baseline" for name in ("model", "classifier", "adapter")),
-        *("difference: model less classifier", "difference: model less adapter", "chance"),
+        *("model", "labram", "classifier", "adapter", "log band power, logistic regression"),
+        *(f"difference: {name} less baseline" for name in ("model", "labram", "classifier", "adapter")),
+        *(f"difference: model less {name}" for name in ("labram", "classifier", "adapter")),
+        "chance",
     ]
     assert "warning: adapter, Workload: The model does not say" in printed.err
     (result,) = results(tmp_path)
@@ -180,13 +182,13 @@ def test_one_command_compares_models(folders, tmp_path, capsys):
     with torch.no_grad():
         logits = model(**{name: values for name, values in batch.items() if name != "rows"}).logits
     assert found["classifier"] == pytest.approx(auroc(np.asarray(rows["label"]), logits.softmax(1)[:, 1]), abs=1e-6)
-    assert len(set(found.values())) == 3
+    assert len(set(found.values())) == 4
     first_less = result["models"]["classifier"]["first_less"]["roc_auc"]["value"]
     assert first_less == found["model"] - found["classifier"]
     written = {name: one["written"] and one["written"]["windows"] for name, one in result["models"].items()}
-    assert written == {"model": 4, "classifier": None, "adapter": 4}
+    assert written == {"model": 4, "labram": None, "classifier": None, "adapter": 4}
     content = json.loads((tmp_path / "results.json").read_text())
-    assert [one["kind"] for one in content["models"].values()] == ["answers", "classifier", "answers"]
+    assert [one["kind"] for one in content["models"].values()] == ["answers", "classifier", "classifier", "answers"]
     # the card of any of them finds its own figures
     script_module("publish").main([folders["classifier"], "me/head", "--results", str(tmp_path), "--dry-run"])
     card = capsys.readouterr().out

@@ -291,7 +291,9 @@ def training_step(kind: str) -> tuple[Numbers, dict[str, torch.Tensor]]:
     outputs.loss.backward()
     parameters = dict(model.named_parameters())
     names = {theirs: ours for theirs, ours in report.converted.items() if ours in parameters}
-    gradients = {theirs: parameters[ours].grad.clone() for theirs, ours in names.items() if not theirs.endswith("(VQ)")}
+    gradients = {
+        theirs: parameters[ours].grad.clone() for theirs, ours in names.items() if not theirs.endswith("(VQ)")
+    }
     numbers = {"loss": outputs.loss}
     if kind == "mem":
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_grad_norm"])
