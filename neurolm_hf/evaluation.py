@@ -291,10 +291,11 @@ def ask(
     title = f"{Path(answering.source).name}: {given.task.name}, {given.split}"
     scored = answering.score(given.rows, given.task, batch_size)
     scores = [one.double().cpu() for one in tqdm(scored, total=len(given.rows), desc=title, unit="window")]
-    written = None
-    if written_windows and answering.kind == "answers":
-        written = _written_answers(given, answering, batch_size, written_windows)
-    return Answers(torch.stack(scores).softmax(dim=1).numpy(), written, doubts)
+    probabilities = torch.stack(scores).softmax(dim=1).numpy()
+    writes = answering.kind == "answers" and written_windows > 0
+    return Answers(
+        probabilities, _written_answers(given, answering, batch_size, written_windows) if writes else None, doubts
+    )
 
 
 def compare(

@@ -5,7 +5,8 @@ Of a neural tokenizer, on the test windows of a set; after a colon stands anothe
     python scripts/probe_features.py --model runs/vq --data prepared/mine
     python scripts/probe_features.py --model runs/vq --data prepared/mine:validation
 
-Of a NeuroLM's encoder, and of its language model after the task's question:
+Of a LaBraM, of a NeuroLM's encoder, and of its language model after the task's question:
+    python scripts/probe_features.py --model runs/labram --data prepared/mine
     python scripts/probe_features.py --model runs/pretrained --pooling encoder_mean --data prepared/mine
     python scripts/probe_features.py --model runs/tuned --with-question --data prepared/mine
 
@@ -47,14 +48,15 @@ PROBE = "its features, logistic regression"
 class Arguments:
     """The options; `--help` shows them."""
 
-    model: str = field(metadata={"help": "A neural tokenizer, a NeuroLM of any stage, or a classifier."})
+    model: str = field(metadata={"help": "A neural tokenizer, a NeuroLM of any stage, a LaBraM, or a classifier."})
     data: str = field(metadata={"metavar": "FOLDER[:SPLIT]", "help": "A prepared set of a task (the test split)."})
     pooling: str | None = field(
         default=None,
         metadata={
-            "choices": ["last_token", "mean", "encoder_mean"],
+            "choices": ["last_token", "mean", "encoder_mean", "cls"],
             "help": "Which features of a NeuroLM: the last hidden state at the last token (the default), their mean, "
-            "or the mean of the EEG encoder's features. A trained classifier knows its own.",
+            "or the mean of the EEG encoder's features; of a LaBraM: the mean over its patches, or those of cls. A "
+            "trained classifier knows its own.",
         },
     )
     with_question: bool = field(

@@ -9,12 +9,13 @@ import torch
 from prepared_folders import write_prepared
 from stage_folders import write_language_model, write_text_model, write_tokenizer, write_vq
 from test_recipes import script_module
+from tiny_labram import masked_model
 
-from neurolm_hf import NeuroLMVQForSequenceClassification
+from neurolm_hf import NeuroLMProcessor, NeuroLMVQForSequenceClassification
 from neurolm_hf.baseline import logistic_probabilities
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.metrics import balanced_accuracy
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor
 from neurolm_hf.starting_models import load_classifier
 from neurolm_hf.storage import load_prepared
 from neurolm_hf.tasks import load_task
@@ -41,6 +42,9 @@ def folders(tmp_path_factory):
     made["classifier"] = root / "classifier"
     trained.save_pretrained(made["classifier"])
     processor.save_pretrained(made["classifier"])
+    made["labram"] = root / "labram"
+    masked_model().save_pretrained(made["labram"])
+    NeuroLMProcessor(EEGFeatureExtractor(notch_frequency=50, **LABRAM_LAYOUT)).save_pretrained(made["labram"])
     return {name: str(folder) for name, folder in made.items()}
 
 
@@ -87,7 +91,14 @@ def test_the_probe_stands_beside_baseline_and_chance(folders, capsys):
 
 
 @pytest.mark.parametrize(
-    ("model", "options"), [("vq", []), ("model", ["--with-question"]), ("model", ["--pooling", "encoder_mean"])]
+    ("model", "options"),
+    [
+        ("vq", []),
+        ("model", ["--with-question"]),
+        ("model", ["--pooling", "encoder_mean"]),
+        ("labram", []),
+        ("labram", ["--pooling", "cls"]),
+    ],
 )
 def test_models_that_were_never_classifiers(folders, capsys, model, options):
     rows = judged(folders, capsys, model, *options)
