@@ -251,7 +251,7 @@ def evaluate_set(
         if as_reference and answering.kind != "answers":
             raise ValueError(
                 f"{answering.source} is a classifier, which writes no answers that could be scored as NeuroLM's "
-                "reference code does."
+                "reference code does: score probabilities, or leave it out."
             )
     windows = windows_of(given)
     answers = {
