@@ -9,7 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,10 +158,8 @@ def model_card(folder: str | Path, options: CardOptions | None = None) -> str:
     """
     options = options or CardOptions()
     model = read_model_folder(folder)
-    evaluation = None if options.results is None else _evaluation_of(model, options.results)
     title = (options.name or model.path.resolve().name).rpartition("/")[2]
-    if evaluation is not None:
-        evaluation = replace(evaluation, name=title)  # not that of the folder in which it was evaluated
+    evaluation = None if options.results is None else _evaluation_of(model, options.results, title)
     sections = [
         f"# {plain_text(title)}\n",
         *_what_it_is(model, options),
@@ -406,8 +404,9 @@ def _limits(model: ModelFolder, evaluation: "Evaluation | None") -> Iterator[str
             "Some or all of the recordings that it has learnt from are simulated, and its figures may be of such ones "
             "too: they say nothing about the EEG of people."
         )
-    notes = [note for result in (evaluation.results if evaluation else []) for note in result.notes]
-    lines += [f"About its evaluation: {plain_text(note)}" for note in dict.fromkeys(notes) if "tuned on" in note]
+    results = evaluation.results if evaluation else []
+    doubts = [doubt for result in results for one in result.models.values() for doubt in one.doubts]
+    lines += [f"About its evaluation: {plain_text(doubt)}" for doubt in dict.fromkeys(doubts)]
     yield "".join(f"- {line}\n" for line in lines)
 
 
@@ -421,20 +420,20 @@ def _licence(model: ModelFolder, options: CardOptions) -> Iterator[str]:
         yield "The Python files are neurolm_hf's, under Apache-2.0.\n"
 
 
-def _evaluation_of(model: ModelFolder, results: str | Path) -> "Evaluation":
-    """The evaluation in a folder, which must be of these weights."""
+def _evaluation_of(model: ModelFolder, results: str | Path, title: str) -> "Evaluation":
+    """What an evaluation found about these weights, by the card's name, whatever they were called there."""
     # they load what no other part of a card needs, and in the end this module
     from .evaluation_report import read_evaluation
     from .starting_models import describe_source
 
     evaluation = read_evaluation(results)
-    if evaluation.source.get("sha256") != describe_source(str(model.path))["sha256"]:
-        of = evaluation.source.get("folder") or evaluation.source.get("id")
+    if (name := evaluation.name_of(describe_source(str(model.path)))) is None:
+        of = ", ".join(one.source.get("folder") or one.source["id"] for one in evaluation.models.values())
         raise ValueError(
             f"{results} is an evaluation of other weights ({of}) than those in {model.path}: evaluate these with "
             "scripts/evaluate_tasks.py."
         )
-    return evaluation
+    return evaluation.alone(name, title)
 
 
 def _base_model(model: ModelFolder, options: CardOptions) -> str | None:

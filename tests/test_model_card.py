@@ -11,10 +11,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from labram_folders import write_labram_folders
 from published_folders import STEP, SUBJECTS, change_json, write_folders
 from safetensors.numpy import load_file
-from test_evaluation_report import evaluation, result
+from test_evaluation_report import compared, evaluation, of_model, result
 
 from neurolm_hf import NeuroLMForSequenceClassification, NeuroLMProcessor, NeuroLMVQForSequenceClassification
-from neurolm_hf.evaluation_report import DIFFERENCE, Evaluation, read_evaluation
+from neurolm_hf.evaluation_report import EvaluatedModel, Evaluation, read_evaluation
 from neurolm_hf.model_card import CardOptions, is_edited, model_card, write_model_card
 from neurolm_hf.model_folder import read_model_folder
 from neurolm_hf.simulation import simulate_recordings
@@ -51,8 +51,8 @@ def rows_of(text):
 
 def write_results(folder, model, *results):
     """An evaluation of a model, as scripts/evaluate_tasks.py leaves it."""
-    made = Evaluation("tiny", describe_source(str(model)), False, list(results) or [result()])
-    made.write(folder)
+    models = {"tiny": EvaluatedModel("answers", describe_source(str(model)))}
+    Evaluation(models, False, list(results) or [result()]).write(folder)
     return folder
 
 
@@ -200,20 +200,25 @@ def test_hostile_names_break_nothing(tuned):
 
 
 def test_figures_are_those_of_the_evaluation(tuned, tmp_path):
-    notes = ["The model was tuned on 2 of these subjects.", "16 of 36 subjects."]
-    results = write_results(tmp_path / "results", tuned, result(notes=notes))
+    model = of_model(doubts=["The model was trained on 2 of these subjects."])
+    given = result(models={"tiny": model}, notes=["16 of 36 subjects."])
+    results = write_results(tmp_path / "results", tuned, given)
     card = model_card(tuned, CardOptions(name="me/tiny", results=results))
     told = section(card, "Evaluation")
     assert "### Workload, test: 1,340 windows of 2 subjects" in told
     head, model, baseline, difference, chance = rows_of(told)
     assert head == ["", "accuracy", "AUROC"]
     assert model == ["tiny", "0.625 (0.50 to 0.75)", "0.700 (0.60 to 0.80)"]
-    assert (baseline[0], difference[0], chance[0]) == ("log band power, logistic regression", DIFFERENCE, "chance")
+    assert (baseline[0], difference[0], chance[0]) == (
+        "log band power, logistic regression",
+        "difference: tiny less baseline",
+        "chance",
+    )
     assert "95% intervals, drawing whole subjects" in told
     assert "s\\|1" not in card  # nothing about single subjects
     assert "- 16 of 36 subjects." in told
     limits = section(card, "Limits")
-    assert "About its evaluation: The model was tuned on 2 of these subjects." in limits
+    assert "About its evaluation: The model was trained on 2 of these subjects." in limits
     assert "16 of 36" not in limits
     # the card's name, whatever the folder was called in which it was evaluated
     assert rows_of(section(model_card(tuned, CardOptions("me/workload", results)), "Evaluation"))[1][0] == "workload"
@@ -234,11 +239,37 @@ def test_figures_of_other_weights_are_refused(tuned, folders, tmp_path):
 
 
 def test_an_evaluation_reads_back(tmp_path):
-    plain = result(baseline=None, written=None)
-    for made in (evaluation(), evaluation(plain, result(), as_reference=True)):
+    plain = result(baseline=None, models={"tiny": of_model(less_baseline=None, written=None)})
+    for made in (evaluation(), evaluation(plain, result(), as_reference=True), compared()):
         made.write(tmp_path)
         assert read_evaluation(tmp_path) == made
         assert read_evaluation(tmp_path).markdown() == made.markdown()
+
+
+def test_a_classifier_has_its_own_figures_out_of_a_comparison(classifiers, tmp_path):
+    """Whichever place it had in the evaluation, by its weights."""
+    made = compared()
+    sources = {"tiny": classifiers / "tuned", "he|ad": classifiers / "of-vq"}
+    models = {
+        name: EvaluatedModel(made.models[name].kind, describe_source(str(folder))) for name, folder in sources.items()
+    }
+    Evaluation(models, False, made.results).write(tmp_path)
+    card = model_card(classifiers / "of-vq", CardOptions(name="me/mine", results=tmp_path))
+    told = section(card, "Evaluation")
+    assert [row[0] for row in rows_of(told)] == [
+        *("", "mine", "log band power, logistic regression", "difference: mine less baseline", "chance"),
+    ]
+    assert rows_of(told)[1][1] == "0.250"
+    assert "probabilities that a classifier gives its classes" in told
+    assert "tiny" not in card
+    assert "About its evaluation: The model was trained on 2 of these subjects." in section(card, "Limits")
+    (index,) = head_of(card)["model-index"]
+    assert (index["name"], index["results"][0]["task"]["type"]) == ("mine", "eeg-classification")
+    # beside it, the language model has its own
+    told = section(model_card(classifiers / "tuned", CardOptions(name="me/words", results=tmp_path)), "Evaluation")
+    assert rows_of(told)[1][:2] == ["words", "0.625 (0.50 to 0.75)"]
+    with pytest.raises(ValueError, match=r"an evaluation of other weights \(.*tuned, .*of-vq\) than those in .*vq"):
+        model_card(classifiers / "vq", CardOptions(results=tmp_path))
 
 
 def test_what_the_publisher_says(tuned, folders):
