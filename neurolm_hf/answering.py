@@ -1,19 +1,24 @@
-"""A model that is to be asked, with its adapter if it has one, and the prepared windows that it is asked about."""
+"""A model that is to be asked, in words or as a classifier, and the prepared windows that it is asked about."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
+import torch
+
+from .collators import ClassificationCollator, row_name
+from .configuration_neurolm import NeuroLMConfig
 from .dataset_card import read_description
 from .leakage import is_tuh_subject
+from .model_folder import Kind
 from .modeling_neurolm import NeuroLMForCausalLM
 from .prepared_set import prepared_task
 from .processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor
 from .published_protocol import Protocol, compare_with_published
+from .scoring import classify_rows, score_rows
 from .stages import recipe_differences
-from .starting_models import is_adapter, model_type, processor_home
-from .storage import load_prepared
+from .starting_models import is_adapter, is_classifier, load_classifier, model_type, processor_home
+from .storage import Row, load_prepared, signal_lengths
 from .task_sections import PARTS
 from .tasks import Task
 
@@ -54,7 +59,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Answering:
-    """A model to ask.
+    """A model to ask in words.
 
     Attributes:
         source: the folder or Hub id that it was opened from.
@@ -63,10 +68,24 @@ class Answering:
         config: says what the model was tuned on; an adapter's own, None where it has none.
     """
 
+    kind: ClassVar[Kind] = "answers"
+
     source: str
     model: Any
     processor: NeuroLMProcessor
-    config: NeuroLMConfig | None
+    config: Any
+
+    def score(self, rows: Sequence[Row], task: Task, batch_size: int) -> Iterator[torch.Tensor]:
+        """Of prepared windows in turn: (answers,), whose softmax are the probabilities of the task's answers.
+
+        Raises:
+            ValueError: a window that the model cannot read.
+        """
+        for _, scores in score_rows(self.model, self.processor, rows, task, batch_size):
+            yield scores
+
+    def check_task(self, task: Task) -> None:
+        """Any question can be asked in words; whether the answers mean anything, `doubts` says."""
 
     def doubts(self, given: EvaluationSet) -> list[str]:
         """Why answers about a set may mean nothing: another question, or people whom the model was trained on."""
@@ -78,6 +97,47 @@ class Answering:
         if not self.config.was_tuned_on(str(task.question), task.classes):
             names = ", ".join(one["name"] for one in known) or "none that it names"
             found.append(f"The model was never tuned on this question; its tasks are {names}.")
+        return found + doubts_of_subjects(self.config, given)
+
+
+@dataclass(frozen=True)
+class Classifying(Answering):
+    """A classifier, whose classes are the answers of a task; attributes as of `Answering`."""
+
+    kind: ClassVar[Kind] = "classifier"
+
+    def score(self, rows: Sequence[Row], task: Task, batch_size: int) -> Iterator[torch.Tensor]:
+        """As of `Answering`."""
+        asked = bool(reads_question(self.config, task, self.source))
+        collate = ClassificationCollator(self.processor, asked, task)
+        yield from classify_rows(self.model, collate, rows, batch_size)
+
+    def check_task(self, task: Task) -> None:
+        """Raises a ValueError where the head is of other classes, or was trained behind another question."""
+        known = tuple(self.config.id2label.values())
+        # one output tells the second of two answers from the first; LABEL_0 is what transformers calls it
+        of_one = len(task.classes) == 2 and known in (task.classes[1:], ("LABEL_0",))
+        if known != task.classes and not of_one:
+            raise ValueError(
+                f"{self.source} is a classifier of {', '.join(known)}; {task.name} is answered by "
+                f"{', '.join(task.classes)}."
+            )
+        reads_question(self.config, task, self.source)
+
+    def doubts(self, given: EvaluationSet) -> list[str]:
+        """Why classes may mean nothing: another task, a question left out, or people whom the model was trained on."""
+        data = (self.config.provenance or {}).get("data")
+        tasks = {str(one.get("task")) for one in data if isinstance(one, dict)} if isinstance(data, list) else set()
+        found = []
+        if not tasks:
+            found.append("The model does not say which tasks it was trained on.")
+        elif given.task.name not in tasks:
+            found.append(f"The model was never trained on {given.task.name}, but on {', '.join(sorted(tasks))}.")
+        reads_text = self.processor.tokenizer is not None and self.config.classifier_pooling != "encoder_mean"
+        if reads_text and reads_question(self.config, given.task, self.source) is None:
+            found.append(
+                "The model does not say whether it was trained with a question behind the EEG: none was asked."
+            )
         return found + doubts_of_subjects(self.config, given)
 
 
@@ -108,12 +168,27 @@ def open_model(source: str, device: str = "cpu") -> Answering:
     if processor.tokenizer is None:
         raise ValueError(f"{home} has no text tokenizer, without which nothing can be asked.")
     config = NeuroLMConfig.from_pretrained(source) if home == source else None
-    try:
-        model.to(device)
-    # PyTorch without CUDA fails an assertion
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"The model cannot be put on the device {device!r}: {error}") from error
-    return Answering(source, model.eval(), processor, config)
+    return Answering(source, _to_device(model, device), processor, config)
+
+
+def open_any(source: str, task: Task, device: str = "cpu") -> Answering:
+    """What `open_model` opens, or a classifier of a task's answers.
+
+    Args:
+        source: folder or Hub id; of a classifier, its adapter too.
+        task: whose answers are the classes.
+        device: where it is to run.
+
+    Raises:
+        ValueError, OSError, ImportError: what `open_model` and `load_classifier` refuse.
+    """
+    if not is_adapter(source):
+        model_type(source)  # which says what is wrong where there is no model
+    if not is_classifier(source):
+        return open_model(source, device)
+    model: Any
+    model, processor = load_classifier(source, task.classes)
+    return Classifying(source, _to_device(model, device), processor, model.config)
 
 
 def folder_and_split(place: str) -> tuple[str, str]:
@@ -143,15 +218,15 @@ def open_set(place: str) -> EvaluationSet:
     return EvaluationSet(folder, split, task, rows, *read_description(folder))
 
 
-def doubts_of_subjects(config: NeuroLMConfig | NeuroLMVQConfig, given: EvaluationSet) -> list[str]:
+def doubts_of_subjects(config: Any, given: EvaluationSet) -> list[str]:
     """Which people of a set the model has been trained on, in whatever stage, or may have been.
 
     A subject is the same by its name in sets of the same task and in those of the Temple University; elsewhere the
     name may be another person's (see `leakage`). No subject is named, for an evaluation is published with the model.
 
     Args:
-        config: its provenance says whom a training of this package has seen, and so does the neural tokenizer's. A
-            published model may keep the names to itself.
+        config: of a model; its provenance says whom a training of this package has seen, and so does that of the
+            neural tokenizer. A published model may keep the names to itself.
         given: the set.
     """
     asked, trained_on = {str(name) for name in given.rows["subject"]}, set(_subjects_trained_on(config))
@@ -189,6 +264,57 @@ def check_recipe(given: EvaluationSet, answering: Answering) -> None:
         )
 
 
+def check_set(given: EvaluationSet, answering: Answering) -> None:
+    """Whether a model can be asked about all windows of a set: one of each montage and length is read.
+
+    Raises:
+        ValueError: another recipe, a classifier of other classes, or a window that the model cannot read; the message
+            names it.
+    """
+    check_recipe(given, answering)
+    answering.check_task(given.task)
+    lengths, places = signal_lengths(given.rows), dict[tuple[tuple[str, ...], int], int]()
+    for place, row in enumerate(given.rows.select_columns(["channels"])):
+        places.setdefault((tuple(row["channels"]), int(lengths[place])), place)
+    for row in (given.rows[place] for place in places.values()):
+        try:
+            next(answering.score([row], given.task, 1))
+        except ValueError as error:
+            where = "" if row_name(row) in str(error) else f"{row_name(row)}: "
+            raise ValueError(
+                f"{answering.source} cannot read all windows of {given.folder}: {where}{error} Leave this model out, "
+                "or prepare windows that every model can read."
+            ) from error
+
+
+def reads_question(config: Any, task: Task, source: str) -> bool | None:
+    """Whether a trained head reads the task's question behind the EEG; None where its config does not say.
+
+    Args:
+        config: of the classifier.
+        task: what is asked.
+        source: where it was opened from, for the message.
+
+    Raises:
+        ValueError: it was trained behind other texts.
+    """
+    known = getattr(config, "classifier_prompts", None)
+    if known and task.prompt() not in known:
+        texts = ", ".join(map(repr, known))
+        raise ValueError(f"{source} was trained with {texts} behind the EEG, not with {task.prompt()!r}.")
+    return None if known is None else bool(known)
+
+
+def _to_device(model: Any, device: str) -> Any:
+    """The model there, in evaluation mode."""
+    try:
+        model.to(device)
+    # PyTorch without CUDA fails an assertion
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"The model cannot be put on the device {device!r}: {error}") from error
+    return model.eval()
+
+
 def _processor(home: str) -> NeuroLMProcessor:
     """The processor, and no code of a tokenizer that is none of transformers'."""
     try:
@@ -202,12 +328,13 @@ def _processor(home: str) -> NeuroLMProcessor:
         ) from error
 
 
-def _subjects_trained_on(config: NeuroLMConfig | NeuroLMVQConfig) -> Iterator[tuple[str, str | None]]:
+def _subjects_trained_on(config: Any) -> Iterator[tuple[str, str | None]]:
     """(task of the set, subject) of all trainings that a model's provenance tells of; None for names left out."""
-    eeg_config: Any = getattr(config, "eeg_config", None)
-    starts = [config.provenance, getattr(eeg_config, "provenance", None)]
-    for provenance in filter(None, starts):
-        yield from _subjects_of_stages(provenance)
+    # the neural tokenizer of a NeuroLM, and of a LaBraM that was trained on its codes
+    tokenizers = [getattr(config, name, None) for name in ("eeg_config", "vq_config")]
+    for one in filter(None, [config, *tokenizers]):
+        if one.provenance:
+            yield from _subjects_of_stages(one.provenance)
 
 
 def _subjects_of_stages(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:

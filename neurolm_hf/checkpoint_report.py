@@ -22,8 +22,8 @@ from .checkpoints import last_complete_checkpoint
 from .codebook_use import SHOWN_HZ, code_frequencies, codebook_of, count_codes, on_device, two_dimensions
 from .collators import EEGCollator, row_name
 from .dataset_card import read_description
-from .evaluation import BASELINE, CHANCE, Result, Score, answer_set, evaluate_set
-from .evaluation_report import TITLES, as_difference, read_evaluation, with_interval
+from .evaluation import BASELINE, CHANCE, Result, Score, ask, compare, windows_of
+from .evaluation_report import TITLES, as_difference, read_evaluation, told_of_models, with_interval
 from .figures import (
     perplexity,
     plot_codebook_usage,
@@ -39,7 +39,7 @@ from .page import Html, bullets, paragraph, picture, section, table, write_page
 from .processing_neurolm import EEGFeatureExtractor
 from .recording_figures import spread
 from .stages import bare_language_model
-from .starting_models import load_vq, model_type
+from .starting_models import describe_source, load_vq, model_type
 from .storage import load_prepared
 from .validation import by_channel
 
@@ -108,7 +108,8 @@ def write_checkpoint_report(
         The path of `index.html`.
 
     Raises:
-        ValueError: what `open_model`, `load_vq` and `open_set` refuse; another recipe; an evaluation of other windows.
+        ValueError: what `open_model`, `load_vq` and `open_set` refuse; another recipe; an evaluation of other weights
+            or windows.
         FileNotFoundError: no such prepared set.
         ImportError: matplotlib, or what an evaluation needs, is missing.
     """
@@ -196,35 +197,43 @@ def _answer_sections(
     batch_size: int,
     output: Path,
 ) -> list[Html]:
-    windows, probabilities = answer_set(asked, answering, batch_size)
+    windows = windows_of(asked)
+    answers = ask(asked, answering, batch_size=batch_size, written_windows=0)
     if evaluation is None:
-        result = evaluate_set(asked, answering, written_windows=0, answered=(windows, probabilities))
-        name, source = given.name, f"computed for this report on {_windows(given)}"
+        result = compare(asked, windows, {given.name: answers})
+        source = f"computed for this report on {_windows(given)}"
     else:
-        name, result = _evaluated(evaluation, asked)
+        result = _evaluated(evaluation, given, asked)
         source = f"from {Path(evaluation).name}, on all windows of the split"
     return [
-        _scores_section(name, result, source, output),
-        _confusion_section(given, asked, windows.labels, probabilities, output),
-        _reliability_section(asked, windows.labels, probabilities, output),
+        _scores_section(result, source, output),
+        _confusion_section(given, asked, windows.labels, answers.probabilities, output),
+        _reliability_section(asked, windows.labels, answers.probabilities, output),
     ]
 
 
-def _evaluated(folder: str | Path, asked: EvaluationSet) -> tuple[str, Result]:
-    """Name of the model, and its result about this set."""
+def _evaluated(folder: str | Path, given: _Given, asked: EvaluationSet) -> Result:
+    """What an evaluation found about the model and this set."""
     evaluation = read_evaluation(folder)
-    for result in evaluation.results:
+    if (name := evaluation.name_of(describe_source(given.source))) is None:
+        raise ValueError(
+            f"{folder} is an evaluation of {', '.join(evaluation.models)}, of other weights than those of "
+            f"{given.source}: evaluate these with scripts/evaluate_tasks.py."
+        )
+    for result in evaluation.alone(name, name).results:
         if (result.fingerprint, result.split, result.task) == (asked.fingerprint, asked.split, asked.task.name):
-            return evaluation.name, result
+            return result
     found = "; ".join(f"{one.task}, {one.split}" for one in evaluation.results)
     raise ValueError(
         f"{folder} holds no result about the {asked.split} split of {asked.folder} as it is now; it has {found}."
     )
 
 
-def _scores_section(name: str, result: Result, source: str, output: Path) -> Html:
+def _scores_section(result: Result, source: str, output: Path) -> Html:
+    """Of the one model that the result is about."""
+    ((name, own),) = result.models.items()
     judged: list[tuple[str, Mapping[str, Score] | None]] = [
-        (name, result.model), (BASELINE, result.baseline), (CHANCE, result.chance),
+        (name, own.scores), (BASELINE, result.baseline), (CHANCE, result.chance),
     ]  # fmt: skip
     who = [(one, scores) for one, scores in judged if scores is not None]
     rows = [(_heading(metric), *(with_interval(scores[metric]) for _, scores in who)) for metric in result.metrics]
@@ -243,15 +252,15 @@ def _scores_section(name: str, result: Result, source: str, output: Path) -> Htm
         figure = plot_scores(drawn, _heading(MAIN_METRIC), 1 / len(result.windows))  # type: ignore[arg-type]
         alt = "; ".join(f"{one} {value:.3f}, {low:.2f} to {high:.2f}" for one, value, (low, high) in drawn)
         parts.append(picture(output, "scores", figure, f"{_heading(MAIN_METRIC)}: {alt}."))
-    if result.difference is not None:
-        rows = [(_heading(metric), as_difference(result.difference[metric])) for metric in result.metrics]
+    if own.less_baseline is not None:
+        rows = [(_heading(metric), as_difference(own.less_baseline[metric])) for metric in result.metrics]
         caption = "Model less baseline; 95% intervals are of differences within the same draws of subjects: where one "
         caption += "holds 0, these subjects do not tell the two apart"
         parts.append(table(("Metric", "Difference"), rows, caption=caption, numbers=True))
-    if result.notes:
-        parts.append(bullets(" ".join(note.split()) for note in result.notes))
-    if result.by_subject:
-        parts.append(_subjects(result))
+    if notes := [*told_of_models(result), *result.notes]:
+        parts.append(bullets(" ".join(note.split()) for note in notes))
+    if own.by_subject:
+        parts.append(_subjects(result.metrics, own.by_subject))
     return section("Scores", *parts)
 
 
@@ -259,16 +268,16 @@ def _heading(metric: str) -> str:
     return TITLES[metric][0].upper() + TITLES[metric][1:]
 
 
-def _subjects(result: Result) -> Html:
-    shown = [result.by_subject[place] for place in spread(len(result.by_subject), ROWS_OF_A_TABLE)]
-    metric = MAIN_METRIC if MAIN_METRIC in result.metrics else result.metrics[0]
+def _subjects(metrics: Sequence[str], by_subject: Sequence[Mapping[str, Any]]) -> Html:
+    shown = [by_subject[place] for place in spread(len(by_subject), ROWS_OF_A_TABLE)]
+    metric = MAIN_METRIC if MAIN_METRIC in metrics else metrics[0]
     rows = [
         (str(row["subject"]), f"{row['windows']:,}", "–" if row[metric] is None else f"{row[metric]:.3f}")
         for row in shown
     ]
     caption = "Subject by subject"
-    if len(shown) < len(result.by_subject):
-        caption += f", {len(shown)} of {len(result.by_subject)}"
+    if len(shown) < len(by_subject):
+        caption += f", {len(shown)} of {len(by_subject)}"
     return table(("Subject", "Windows", _heading(metric)), rows, caption=caption, numbers=True)
 
 

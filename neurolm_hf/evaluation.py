@@ -1,7 +1,8 @@
-"""How well a model answers: the windows of prepared sets, beside the plain baseline and chance, with intervals.
+"""How well models answer: the windows of prepared sets, beside the plain baseline and chance, with intervals.
 
-Whatever gives each window a probability for each answer is judged by `judge`: a model, the baseline, a guesser, a
-classifier. Values are computed through the `evaluate` library by `answer_metrics`, intervals by drawing subjects.
+Whatever gives each window a probability for each answer is judged by `judge`: a language model, a classifier, the
+baseline, a guesser. Values are computed through the `evaluate` library by `answer_metrics`, intervals by drawing
+subjects.
 """
 
 import functools
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
-from .answering import Answering, EvaluationSet, check_recipe
+from .answering import Answering, EvaluationSet
 from .baseline import REGULARISATION, band_power_features, logistic_probabilities
 from .metrics import (
     ANSWER_METRICS,
@@ -27,7 +28,7 @@ from .metrics import (
 )
 from .pipeline_neurolm import parse_answer
 from .published_protocol import Protocol
-from .scoring import score_rows, true_class
+from .scoring import true_class
 from .storage import batches_of, load_prepared, row_signal
 from .written_answers import NO_ANSWER, reference_class, reference_scores, write_answers
 
@@ -132,6 +133,45 @@ class WrittenAnswers:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a model says about the windows of a set.
+
+    Attributes:
+        probabilities: (windows, answers), each row sums to one; with the reference's scoring what it takes for them.
+        written: None where the model was not asked to write.
+        doubts: why its answers may mean nothing.
+    """
+
+    probabilities: NDArray[np.float64]
+    written: WrittenAnswers | None
+    doubts: list[str]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What came out about one model.
+
+    Attributes:
+        scores: name of a metric -> score.
+        less_baseline: the model's score less the baseline's; its intervals are of differences within the same draws of
+            subjects. None without baseline.
+        first_less: the score of the first model less this one's, likewise; None for the first model itself.
+        by_subject: an object a subject: `subject`, `windows`, and the value of each metric, None where the subject's
+            windows leave it undefined.
+        written, doubts: as of `Answers`.
+        notes: what else a reader must know of its scores.
+    """
+
+    scores: dict[str, Score]
+    less_baseline: dict[str, Score] | None
+    first_less: dict[str, Score] | None
+    by_subject: list[dict[str, Any]]
+    written: WrittenAnswers | None
+    doubts: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Result:
     """What came out about one split of one prepared set.
 
@@ -140,16 +180,12 @@ class Result:
         windows: their number by answer.
         subjects: number of subjects.
         metrics: names, in the order of the tables.
-        model, baseline, chance: name of a metric -> score. There is no baseline where none can be fitted, which the
-            notes say. Chance knows how frequent each answer is among these windows, and nothing else.
-        difference: the model's score less the baseline's; its intervals are of differences within the same draws of
-            subjects. None without baseline.
-        by_subject: of the model, an object a subject: `subject`, `windows`, and the value of each metric, None where
-            the subject's windows leave it undefined.
-        written: None where the model was not asked to write.
+        models: name -> what came out about it, in the order in which they were given.
+        baseline, chance: name of a metric -> score. There is no baseline where none can be fitted, which the notes
+            say. Chance knows how frequent each answer is among these windows, and nothing else.
         protocol: how the windows compare with those that published figures are of.
         published: figures of a publication whose protocol this is.
-        notes: what a reader must know.
+        notes: what a reader must know of the windows and of the baseline.
     """
 
     folder: str
@@ -160,12 +196,9 @@ class Result:
     windows: dict[str, int]
     subjects: int
     metrics: list[str]
-    model: dict[str, Score]
+    models: dict[str, ModelResult]
     baseline: dict[str, Score] | None
-    difference: dict[str, Score] | None
     chance: dict[str, Score]
-    by_subject: list[dict[str, Any]]
-    written: WrittenAnswers | None
     protocol: Protocol
     published: list["PublishedFigures"]
     notes: list[str]
@@ -194,56 +227,129 @@ class PublishedFigures:
 
 def evaluate_set(
     given: EvaluationSet,
-    answering: Answering,
+    models: Mapping[str, Answering],
     *,
     as_reference: bool = False,
     batch_size: int = 32,
     written_windows: int = 256,
     published: Sequence[PublishedFigures] = (),
-    answered: tuple[Windows, NDArray[np.float64]] | None = None,
 ) -> Result:
-    """Asks a model about the windows of a set, and judges it beside the plain baseline and chance.
+    """Asks models about the windows of a set, and judges them beside the plain baseline and chance.
 
     Args:
         given: from `open_set`.
-        answering: from `open_model`; of the recipe of the set.
-        as_reference: score as NeuroLM's reference code does: what the model writes about every window is read by word
-            position, a text without an answer counts as an answer (`written_answers`), and the task's own metrics
-            come from these hard answers. Otherwise all metrics come from the probabilities of the allowed answers.
-        batch_size: windows read at a time.
-        written_windows: how many the model is also asked to write about, evenly spread over the split; 0: none.
-        published: figures that are shown where the set is the published one, as far as it can tell, and is scored as
-            there.
-        answered: what `answer_set` gave, by whom it was asked already; not with `as_reference`.
+        models: name -> model, from `open_any`; `check_set` has found each of them fit for the set.
+        as_reference, batch_size, written_windows: as in `ask`.
+        published: as in `compare`.
 
     Raises:
-        ValueError: another recipe, rows that cannot be used, or rows without one of the task's answers.
+        ValueError: rows that cannot be used or that have none of the task's answers, or a classifier that is to be
+            scored as the reference does.
         ImportError: evaluate, scikit-learn or datasets is missing.
     """
-    check_recipe(given, answering)
-    task = given.task
-    notes = [*answering.doubts(given), *given.notes]
-    names = metrics_of(len(task.classes))
-    written: WrittenAnswers | None = None
+    for answering in models.values():
+        if as_reference and answering.kind != "answers":
+            raise ValueError(
+                f"{answering.source} is a classifier, which writes no answers that could be scored as NeuroLM's "
+                "reference code does: score probabilities, or leave it out."
+            )
+    windows = windows_of(given)
+    answers = {
+        name: ask(given, answering, as_reference=as_reference, batch_size=batch_size, written_windows=written_windows)
+        for name, answering in models.items()
+    }
+    return compare(given, windows, answers, as_reference=as_reference, published=published)
+
+
+def ask(
+    given: EvaluationSet,
+    answering: Answering,
+    *,
+    as_reference: bool = False,
+    batch_size: int = 32,
+    written_windows: int = 256,
+) -> Answers:
+    """Asks a model about the windows of a set.
+
+    Args:
+        given: from `open_set`.
+        answering: of the recipe of the set.
+        as_reference: as NeuroLM's reference code does: what the model writes about every window is read by word
+            position, and a text without an answer counts as an answer (`written_answers`). Otherwise the probabilities
+            are of the allowed answers. Not of a classifier.
+        batch_size: windows read at a time.
+        written_windows: how many the model is also asked to write about, evenly spread over the split; 0: none. A
+            classifier writes nothing.
+
+    Raises:
+        ValueError: rows that cannot be used.
+    """
+    doubts = answering.doubts(given)
+    if as_reference:
+        probabilities, written = _reference_answers(given, answering, batch_size)
+        return Answers(probabilities, written, doubts)
+    title = f"{Path(answering.source).name}: {given.task.name}, {given.split}"
+    scored = answering.score(given.rows, given.task, batch_size)
+    scores = [one.double().cpu() for one in tqdm(scored, total=len(given.rows), desc=title, unit="window")]
+    probabilities = torch.stack(scores).softmax(dim=1).numpy()
+    writes = answering.kind == "answers" and written_windows > 0
+    return Answers(
+        probabilities, _written_answers(given, answering, batch_size, written_windows) if writes else None, doubts
+    )
+
+
+def compare(
+    given: EvaluationSet,
+    windows: Windows,
+    answers: Mapping[str, Answers],
+    *,
+    as_reference: bool = False,
+    published: Sequence[PublishedFigures] = (),
+) -> Result:
+    """Judges what models have said about the same windows, beside the plain baseline and chance.
+
+    Args:
+        given: what they were asked about.
+        windows: the truth about it, from `windows_of`.
+        answers: name -> what a model said; the differences between models are to the first of them.
+        as_reference: they were asked so: the task's own metrics, of hard answers. Otherwise all metrics come from the
+            probabilities.
+        published: figures that are shown where the set is the published one, as far as it can tell, and is scored as
+            there.
+
+    Raises:
+        ImportError: evaluate, scikit-learn or datasets is missing.
+    """
+    task, names = given.task, metrics_of(len(given.task.classes))
+    notes = list(given.notes)
     if as_reference:
         names = [name for name in names if name in task.metrics]
-        windows, probabilities, written = _reference_answers(given, answering, batch_size)
         notes.append("All scores are of hard answers, those of the baseline too.")
-    else:
-        windows, probabilities = answered or answer_set(given, answering, batch_size)
-        if written_windows:
-            written = _written_answers(given, answering, batch_size, written_windows)
-    model = judge(windows, probabilities, names)
-    notes += _notes_of_scores(model.scores, windows)
+    if len(np.unique(windows.subjects)) == 1:
+        notes.append("The windows are of one subject: there are no intervals over subjects.")
     plain, why_not = baseline_of_set(given, windows)
-    if as_reference and plain is not None:
-        plain = np.eye(plain.shape[1])[plain.argmax(axis=1)]
-    baseline = None if plain is None else judge(windows, plain, names)
-    if baseline is None:
+    if plain is None:
         notes.append(f"There is no baseline: {why_not}")
+    elif as_reference:
+        plain = np.eye(plain.shape[1])[plain.argmax(axis=1)]
+    judged = {name: judge(windows, one.probabilities, names) for name, one in answers.items()}
+    baseline = None if plain is None else judge(windows, plain, names)
+    first = next(iter(judged))
+    models = {
+        name: ModelResult(
+            scores=own.scores,
+            less_baseline=None if baseline is None else own.less(baseline).scores,
+            first_less=None if name == first else judged[first].less(own).scores,
+            by_subject=_by_subject(windows, answers[name].probabilities, names),
+            written=answers[name].written,
+            doubts=answers[name].doubts,
+            notes=_notes_of_scores(own.scores),
+        )
+        for name, own in judged.items()
+    }
+    counts = np.bincount(windows.labels, minlength=len(task.classes)).tolist()
     protocol = given.protocol
     same_protocol = as_reference and not protocol.departures
-    counts = np.bincount(windows.labels, minlength=len(task.classes)).tolist()
     return Result(
         folder=given.folder,
         split=given.split,
@@ -253,37 +359,25 @@ def evaluate_set(
         windows=dict(zip(task.classes, counts, strict=True)),
         subjects=len(np.unique(windows.subjects)),
         metrics=names,
-        model=model.scores,
+        models=models,
         baseline=None if baseline is None else baseline.scores,
-        difference=None if baseline is None else model.less(baseline).scores,
         chance=judge(windows, np.tile(windows.shares, (len(windows.labels), 1)), names).scores,
-        by_subject=_by_subject(windows, probabilities, names),
-        written=written,
         protocol=protocol,
         published=[one for one in published if same_protocol and one.task == task.name],
         notes=notes,
     )
 
 
-def answer_set(
-    given: EvaluationSet, answering: Answering, batch_size: int = 32
-) -> tuple[Windows, NDArray[np.float64]]:
-    """Asks a model about the windows of a set.
-
-    Returns:
-        The windows, and the probability of each answer (windows, answers).
+def windows_of(given: EvaluationSet) -> Windows:
+    """The truth about the windows of a set, in their order.
 
     Raises:
-        ValueError: rows that cannot be used, or rows without one of the task's answers.
+        ValueError: a row without one of the task's answers.
     """
-    labels, subjects, scores = [], [], []
-    scored = score_rows(answering.model, answering.processor, given.rows, given.task, batch_size)
-    for row, likelihoods in tqdm(scored, total=len(given.rows), desc=_title(given), unit="window"):
-        labels.append(true_class(given.task, row))
-        subjects.append(str(row["subject"]))
-        scores.append(likelihoods.double().cpu())
-    windows = Windows(np.array(labels), np.array(subjects), given.task.classes)
-    return windows, torch.stack(scores).softmax(dim=1).numpy()
+    told = given.rows.select_columns(["answer", "subject"])
+    rows = [told[index] for index in range(len(told))]
+    labels = np.array([true_class(given.task, row) for row in rows])
+    return Windows(labels, np.array([str(row["subject"]) for row in rows]), given.task.classes)
 
 
 def judge(windows: Windows, probabilities: NDArray[np.floating], names: Sequence[str]) -> Judgement:
@@ -331,17 +425,13 @@ def _metric_module(name: str) -> Any:
 
 def _reference_answers(
     given: EvaluationSet, answering: Answering, batch_size: int
-) -> tuple[Windows, NDArray[np.float64], WrittenAnswers]:
-    """The windows, the scores that the reference gives them in place of probabilities, and what was written."""
+) -> tuple[NDArray[np.float64], WrittenAnswers]:
+    """The scores that the reference gives the windows in place of probabilities, and what was written."""
     task = given.task
     texts = write_answers(answering.model, answering.processor, given.rows, task, batch_size, as_reference=True)
     classes = [reference_class(task, text) for text in texts]
-    told = given.rows.remove_columns([name for name in given.rows.column_names if name not in ("answer", "subject")])
-    rows = [told[index] for index in range(len(told))]
-    labels = np.array([true_class(task, row) for row in rows])
-    windows = Windows(labels, np.array([str(row["subject"]) for row in rows]), task.classes)
     failed = [text for text, found in zip(texts, classes, strict=True) if found == NO_ANSWER]
-    return windows, reference_scores(task, classes), _summarized(failed, len(texts))
+    return reference_scores(task, classes), _summarized(failed, len(texts))
 
 
 def _written_answers(given: EvaluationSet, answering: Answering, batch_size: int, wanted: int) -> WrittenAnswers:
@@ -409,11 +499,9 @@ def _by_subject(windows: Windows, probabilities: NDArray[np.float64], names: Seq
     return rows
 
 
-def _notes_of_scores(scores: Mapping[str, Score], windows: Windows) -> list[str]:
-    """What is undefined, and where intervals are missing or are not of all draws."""
+def _notes_of_scores(scores: Mapping[str, Score]) -> list[str]:
+    """What is undefined, and which intervals are not of all draws."""
     notes = []
-    if len(np.unique(windows.subjects)) == 1:
-        notes.append("The windows are of one subject: there are no intervals over subjects.")
     if undefined := [name for name, score in scores.items() if score.value is None]:
         notes.append(f"These windows leave {', '.join(undefined)} undefined, for they are of one class only.")
     for name, score in scores.items():
@@ -423,7 +511,3 @@ def _notes_of_scores(scores: Mapping[str, Score], windows: Windows) -> list[str]
                 "the others."
             )
     return notes
-
-
-def _title(given: EvaluationSet) -> str:
-    return f"{given.task.name}, {given.split}"

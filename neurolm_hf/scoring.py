@@ -1,6 +1,6 @@
 """Answers as probabilities: how likely the model finds each allowed answer of a task, and nothing to parse."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,27 @@ def score_rows(
         yield from zip(part, scores, strict=True)
 
 
+def classify_rows(
+    model: Any, collate: Callable[[Sequence[Row]], dict[str, Any]], rows: Sequence[Row], batch_size: int
+) -> Iterator[torch.Tensor]:
+    """Of prepared windows in turn: logits (classes,) of a classifier, whose softmax are its probabilities.
+
+    Args:
+        model: of classes, in evaluation mode. One output is taken as the logit of the second of two classes.
+        collate: such as a `ClassificationCollator` of the model's processor.
+        rows, batch_size: as in `score_rows`.
+
+    Raises:
+        ValueError: what the collator or the model refuses.
+    """
+    for part in batches_of(rows, batch_size):
+        # names are no input, and labels are not to be looked at
+        batch = {name: values for name, values in collate(part).items() if name not in ("rows", "labels")}
+        with torch.no_grad():
+            logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
+        yield from torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
 def true_class(task: Task, row: Row) -> int:
     """The class of a prepared window's answer.
 
@@ -104,7 +125,7 @@ def true_class(task: Task, row: Row) -> int:
         ValueError: the answer is not one of the task's.
     """
     if row["answer"] not in task.answers:
-        raise ValueError(f"{row['answer']!r} is no answer of task {task.name}: {', '.join(task.classes)}.")
+        raise ValueError(f"{str(row['answer'])!r} is no answer of task {task.name}: {', '.join(task.classes)}.")
     return task.answers[row["answer"]]
 
 

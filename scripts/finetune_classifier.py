@@ -13,7 +13,7 @@ The EEG encoder and the head, without a language model:
     python scripts/finetune_classifier.py recipes/classifier.yaml --model runs/vq --tune-eeg-encoder \\
         --train-data prepared/mine --output-dir runs/classifier
 
-The head alone, on the mean of the frozen encoder's features (scripts/evaluate_classifier.py says in a minute whether
+The head alone, on the mean of the frozen encoder's features (scripts/probe_features.py says in a minute whether
 they hold anything):
     python scripts/finetune_classifier.py recipes/classifier.yaml --model runs/pretrained --pooling encoder_mean \\
         --learning-rate 1e-2 --train-data prepared/mine --output-dir runs/classifier
@@ -26,7 +26,7 @@ drop path, label smoothing:
 Prepared sets (scripts/prepare_data.py) may be several, of tasks with the same answers, which name the classes in
 config.json; it also keeps the questions behind the EEG. Stopped or killed, the same command goes on from the last
 checkpoint. At the end --output-dir holds the model and its processor (AutoModelForSequenceClassification and
-AutoProcessor open them with trust_remote_code=True) and training.json; scripts/evaluate_classifier.py judges it on the
+AutoProcessor open them with trust_remote_code=True) and training.json; scripts/evaluate_tasks.py judges it on the
 test split. For several labels a window and for regression, give the same classes of model to your own Trainer.
 Exit status: 0 finished, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal after saving.
 """

@@ -20,8 +20,9 @@ from neurolm_hf.checkpoints import seal
 from neurolm_hf.codebook_use import code_frequencies, two_dimensions
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.evaluation import evaluate_set
-from neurolm_hf.evaluation_report import Evaluation
+from neurolm_hf.evaluation_report import EvaluatedModel, Evaluation
 from neurolm_hf.scoring import score_rows
+from neurolm_hf.starting_models import describe_source
 from neurolm_hf.storage import load_prepared
 from neurolm_hf.tasks import load_task
 
@@ -78,7 +79,7 @@ def test_a_model_is_asked_once(home: Path, tmp_path: Path, monkeypatch: pytest.M
         asked.append(len(rows))
         return score_rows(model, processor, rows, *given)
 
-    monkeypatch.setattr("neurolm_hf.evaluation.score_rows", score)
+    monkeypatch.setattr("neurolm_hf.answering.score_rows", score)
     write(home, tmp_path)
     assert asked == [8]
 
@@ -92,11 +93,11 @@ def test_a_page_of_a_model(home: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "Checkpoint tuned On 8 windows of the test split of task." in text
     answering, asked = open_model(str(home / "tuned")), open_set(str(home / "task"))
-    result = evaluate_set(asked, answering, written_windows=0)
+    result = evaluate_set(asked, {"tuned": answering}, written_windows=0)
     for name in ("balanced_accuracy", "roc_auc"):
-        score = result.model[name]
+        score = result.models["tuned"].scores[name]
         assert f"{score.value:.3f} ({score.low:.2f} to {score.high:.2f})" in text
-        less = result.difference[name]
+        less = result.models["tuned"].less_baseline[name]
         assert f"{less.value:+.3f} ({less.low:+.2f} to {less.high:+.2f})" in text
     right = Counter()
     for row, scores in score_rows(answering.model, answering.processor, asked.rows, asked.task, 8):
@@ -147,10 +148,15 @@ def test_codes_are_marked_by_what_they_decode_to(home: Path, tmp_path: Path, mon
 
 def test_scores_come_from_an_evaluation_that_is_given(home: Path, tmp_path: Path) -> None:
     answering, asked = open_model(str(home / "tuned")), open_set(str(home / "task"))
-    result = evaluate_set(asked, answering, written_windows=0)
+    result = evaluate_set(asked, {"beside": answering, "the other name": answering}, written_windows=0)
     result.notes.append("Judged <elsewhere>.")
-    result.by_subject[0]["subject"] = "someone"
-    Evaluation("the other name", {"folder": "x", "sha256": "y"}, False, [result]).write(tmp_path / "results")
+    result.models["the other name"].by_subject[0]["subject"] = "someone"
+    # found by its weights among those that were compared
+    models = {
+        "beside": EvaluatedModel("answers", {"folder": "x", "sha256": "y"}),
+        "the other name": EvaluatedModel("answers", describe_source(str(home / "tuned"))),
+    }
+    Evaluation(models, False, [result]).write(tmp_path / "results")
     text, _ = checked(write(home, tmp_path / "out", evaluation=tmp_path / "results"))
     assert "Scores, from results, on all windows of the split" in text
     assert "Metric the other name log band power, logistic regression chance" in text
@@ -161,6 +167,9 @@ def test_scores_come_from_an_evaluation_that_is_given(home: Path, tmp_path: Path
     with pytest.raises(
         ValueError, match=r"no result about the test split of .*task as it is now; it has Workload, test"
     ):
+        write(home, tmp_path / "none", evaluation=tmp_path / "results")
+    Evaluation({"beside": models["beside"]}, False, []).write(tmp_path / "results")
+    with pytest.raises(ValueError, match=r"is an evaluation of beside, of other weights than those of .*tuned"):
         write(home, tmp_path / "none", evaluation=tmp_path / "results")
 
 

@@ -258,11 +258,15 @@ PRINTED = {
         "60-64 s: ",
     ),
     "recordings.md": ("Fc5. -> FC5", "['FC5', 'T3', 'FP1', 'C3-P3', None]"),
-    "classifiers.md": ("{0: 'No', 1: 'Yes'} torch.Size([16, 2])",),
+    "classifiers.md": (
+        "its features, logistic regression",
+        "difference: classifier less baseline",
+        "{0: 'No', 1: 'Yes'} torch.Size([16, 2])",
+    ),
     "model.md": ("torch.Size([15, 76, 200])", "[SEP]Question: "),
     "own-task.md": ("{'train': 124, 'validation': 62, 'test': 62}",),
     "command-line.md": ("(16, 4, 19)",),
-    "evaluation.md": ("balanced accuracy", "'roc_auc': 0.75"),
+    "evaluation.md": ("balanced accuracy", "difference: model less head", "'roc_auc': 0.75"),
 }
 SHOWING = [
     pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if runs_commands(page) else [])

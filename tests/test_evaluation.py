@@ -9,11 +9,18 @@ from prepared_folders import write_prepared
 from stage_folders import TASKS, write_sets
 from tiny import randomize, text_config, vq_config
 
-from neurolm_hf import EEGFeatureExtractor, NeuroLMConfig, NeuroLMForCausalLM, NeuroLMProcessor
+from neurolm_hf import (
+    EEGFeatureExtractor,
+    NeuroLMConfig,
+    NeuroLMForCausalLM,
+    NeuroLMProcessor,
+    NeuroLMVQForSequenceClassification,
+)
 from neurolm_hf import evaluation as module
-from neurolm_hf.answering import Answering, open_set
+from neurolm_hf.answering import Answering, Classifying, open_set
 from neurolm_hf.baseline import baseline_probabilities
-from neurolm_hf.evaluation import PublishedFigures, Score, Windows, evaluate_set, judge
+from neurolm_hf.collators import EEGCollator
+from neurolm_hf.evaluation import PublishedFigures, Score, Windows, ask, evaluate_set, judge
 from neurolm_hf.metrics import (
     ANSWER_METRICS,
     accuracy,
@@ -50,6 +57,15 @@ def answering():
     )
     model = randomize(NeuroLMForCausalLM(config))
     return Answering("tiny", model, processor, model.config)
+
+
+@pytest.fixture(scope="module")
+def classifying():
+    """A tiny classifier of Workload."""
+    torch.manual_seed(1)
+    labels = {"id2label": {0: "No", 1: "Yes"}, "label2id": {"No": 0, "Yes": 1}}
+    model = randomize(NeuroLMVQForSequenceClassification(vq_config(num_channel_embeddings=256, **labels)))
+    return Classifying("head", model, NeuroLMProcessor(EEGFeatureExtractor(notch_frequency=50)), model.config)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +162,7 @@ def test_one_subject_has_no_interval_and_one_class_no_ranking():
 
 
 def test_the_model_beside_baseline_and_chance(answering, workload):
-    result = evaluate_set(workload, answering, batch_size=5, written_windows=0)
+    result = evaluate_set(workload, {"tiny": answering}, batch_size=5, written_windows=0)
     labels = np.asarray(workload.rows["label"])
     assert result.windows == {"No": int((labels == 0).sum()), "Yes": int((labels == 1).sum())}
     assert (result.subjects, result.metrics) == (6, list(ANSWER_METRICS))
@@ -164,10 +180,13 @@ def test_the_model_beside_baseline_and_chance(answering, workload):
         signals(train), np.asarray(train["label"]), signals(workload.rows), sampling_rate=200
     )
     for name in ANSWER_METRICS:
-        assert result.model[name].value == pytest.approx(known(name, labels, probabilities), abs=1e-5)
+        assert result.models["tiny"].scores[name].value == pytest.approx(known(name, labels, probabilities), abs=1e-5)
         assert result.baseline[name].value == pytest.approx(known(name, labels, plain), abs=1e-9)
-        assert result.difference[name].value == result.model[name].value - result.baseline[name].value
-        assert result.difference[name].low <= result.difference[name].high
+        assert (
+            result.models["tiny"].less_baseline[name].value
+            == result.models["tiny"].scores[name].value - result.baseline[name].value
+        )
+        assert result.models["tiny"].less_baseline[name].low <= result.models["tiny"].less_baseline[name].high
     prevalence = labels.mean()
     assert values(result.chance) == pytest.approx(
         {
@@ -181,21 +200,78 @@ def test_the_model_beside_baseline_and_chance(answering, workload):
         },
         abs=1e-9,
     )
-    assert result.written is None
+    assert result.models["tiny"].written is None
     # every subject is of one class
-    assert [row["windows"] for row in result.by_subject] == [2] * 6
-    assert {row["subject"] for row in result.by_subject} == {f"test{index}" for index in range(6)}
-    assert all(row["roc_auc"] is None for row in result.by_subject)
-    assert np.mean([row["accuracy"] for row in result.by_subject]) == pytest.approx(result.model["accuracy"].value)
-    assert any("roc_auc is undefined in" in note for note in result.notes)
+    assert [row["windows"] for row in result.models["tiny"].by_subject] == [2] * 6
+    assert {row["subject"] for row in result.models["tiny"].by_subject} == {f"test{index}" for index in range(6)}
+    assert all(row["roc_auc"] is None for row in result.models["tiny"].by_subject)
+    assert np.mean([row["accuracy"] for row in result.models["tiny"].by_subject]) == pytest.approx(
+        result.models["tiny"].scores["accuracy"].value
+    )
+    assert any("roc_auc is undefined in" in note for note in result.models["tiny"].notes)
+
+
+def test_models_beside_each_other(answering, classifying, workload):
+    """Each is judged as it is alone, and the first is compared with the other within the same draws of subjects."""
+    models = {"words": answering, "head": classifying}
+    result = evaluate_set(workload, models, batch_size=5, written_windows=2)
+    assert list(result.models) == ["words", "head"]
+    for name, model in models.items():
+        alone = evaluate_set(workload, {"it": model}, written_windows=2)
+        own, of_alone = result.models[name], alone.models["it"]
+        assert values(own.scores) == pytest.approx(values(of_alone.scores), abs=1e-6)
+        assert own.less_baseline["roc_auc"].low == pytest.approx(of_alone.less_baseline["roc_auc"].low, abs=1e-6)
+        assert (own.doubts, own.written) == (of_alone.doubts, of_alone.written)
+        assert (alone.baseline, alone.chance, alone.notes) == (result.baseline, result.chance, result.notes)
+    words, head = result.models.values()
+    assert (words.first_less, words.written.windows, head.written) == (None, 2, None)
+    assert head.doubts == ["The model does not say which tasks it was trained on."]
+    assert words.doubts == []
+    windows = module.windows_of(workload)
+    assert windows.labels.tolist() == list(workload.rows["label"])
+    assert windows.subjects.tolist() == list(workload.rows["subject"])
+    judged = [judge(windows, ask(workload, one, written_windows=0).probabilities, ANSWER_METRICS) for one in
+              models.values()]  # fmt: skip
+    expected = judged[0].less(judged[1]).scores
+    for name in ANSWER_METRICS:
+        assert head.first_less[name].value == pytest.approx(expected[name].value, abs=1e-6)
+        assert head.first_less[name].low == pytest.approx(expected[name].low, abs=1e-6)
+        assert head.first_less[name].value == words.scores[name].value - head.scores[name].value
+    assert any(abs(one.value) > 1e-3 for one in head.first_less.values())
+
+
+def test_a_classifier_says_of_each_window_what_its_model_says(classifying, workload):
+    answers = ask(workload, classifying, batch_size=5)
+    with torch.no_grad():
+        for row, found in zip(workload.rows, answers.probabilities, strict=True):
+            batch = EEGCollator(classifying.processor.feature_extractor)([row])
+            batch.pop("rows")
+            expected = classifying.model(**batch).logits.double().softmax(1)[0]
+            assert found == pytest.approx(expected.numpy(), abs=1e-6)
+    assert answers.probabilities.std(0).min() > 1e-4
+
+
+def test_a_classifier_is_not_scored_as_the_reference_does(answering, classifying, workload, monkeypatch):
+    asked = written_by(monkeypatch, [" Yes "])
+    with pytest.raises(ValueError, match="head is a classifier, which writes no answers"):
+        evaluate_set(workload, {"words": answering, "head": classifying}, as_reference=True)
+    assert asked == []  # told before the other has written for hours
+
+
+def test_rows_without_an_answer_are_refused_before_anything_is_asked(answering, workload, monkeypatch):
+    rows = workload.rows.map(lambda row: {**row, "answer": "Maybe"}).with_format("numpy")
+    monkeypatch.setattr(module, "ask", None)
+    with pytest.raises(ValueError, match="'Maybe' is no answer of task Workload"):
+        evaluate_set(dataclasses.replace(workload, rows=rows), {"tiny": answering})
 
 
 def test_answers_that_are_several(answering, tmp_path):
     given = open_set(str(write_sets(tmp_path / "hmc", "HMC", SPLITS)))
-    result = evaluate_set(given, answering, written_windows=0)
+    result = evaluate_set(given, {"tiny": answering}, written_windows=0)
     assert result.metrics == OF_SEVERAL
     assert list(result.baseline) == OF_SEVERAL
-    assert any("never tuned on this question; its tasks are Workload" in note for note in result.notes)
+    (doubt,) = result.models["tiny"].doubts
+    assert doubt.endswith("never tuned on this question; its tasks are Workload.")
 
 
 @pytest.mark.parametrize("case", ["no training split", "training split", "one class", "other channels", "last class"])
@@ -214,7 +290,7 @@ def test_where_no_baseline_can_be_fitted(answering, tmp_path, case):
     if case == "other channels":
         three = given.rows.map(lambda row: {**row, "channels": ["FP1", "FP2", "F3"], "signal": row["signal"][:1200]})
         given = dataclasses.replace(given, rows=three.with_format("numpy"))
-    result = evaluate_set(given, answering, written_windows=0)
+    result = evaluate_set(given, {"tiny": answering}, written_windows=0)
     said = {
         "no training split": "has no rows in split 'train'",
         "training split": "judged on the windows that it is fitted on",
@@ -224,7 +300,7 @@ def test_where_no_baseline_can_be_fitted(answering, tmp_path, case):
     if case == "last class":
         assert result.baseline["accuracy"].value <= 0.5
         return
-    assert (result.baseline, result.difference) == (None, None)
+    assert (result.baseline, result.models["tiny"].less_baseline) == (None, None)
     assert any(note.startswith("There is no baseline: ") and said[case] in note for note in result.notes)
 
 
@@ -255,12 +331,12 @@ def written_by(monkeypatch, texts):
 
 def test_texts_that_are_no_answer(answering, workload, monkeypatch):
     asked = written_by(monkeypatch, [" Yes", " no.", " Yes Yes", " work"])
-    result = evaluate_set(workload, answering, written_windows=8)
+    result = evaluate_set(workload, {"tiny": answering}, written_windows=8)
     assert asked[0][0] == 8
     assert not asked[0][2]
-    assert (result.written.windows, result.written.unparseable) == (8, 0.5)
-    assert result.written.examples == [" Yes Yes", " work"]
-    evaluate_set(workload, answering, written_windows=1000)
+    assert (result.models["tiny"].written.windows, result.models["tiny"].written.unparseable) == (8, 0.5)
+    assert result.models["tiny"].written.examples == [" Yes Yes", " work"]
+    evaluate_set(workload, {"tiny": answering}, written_windows=1000)
     assert asked[1][0] == 12
 
 
@@ -268,15 +344,19 @@ def test_scoring_as_the_reference_does(answering, workload, monkeypatch):
     end = "<|endoftext|>"
     texts = [f" Yes {end}", f" No {end}", " Maybe ", f" Yes{end}"]
     asked = written_by(monkeypatch, texts)
-    result = evaluate_set(workload, answering, as_reference=True)
+    result = evaluate_set(workload, {"tiny": answering}, as_reference=True)
     assert [one[::2] for one in asked] == [(12, True)]
     assert result.metrics == ["accuracy", "balanced_accuracy", "roc_auc", "pr_auc"]
     labels, hard = np.asarray(workload.rows["label"]), np.tile([1, 0, -1, -1], 3)
-    assert result.model["accuracy"].value == np.mean((hard == 1) == labels)
-    assert result.model["roc_auc"].value == auroc(labels, hard)
-    assert result.model["roc_auc"].low <= result.model["roc_auc"].value <= result.model["roc_auc"].high
-    assert (result.written.windows, result.written.unparseable) == (12, 0.5)
-    assert result.written.examples == [" Maybe ", f" Yes{end}"]
+    assert result.models["tiny"].scores["accuracy"].value == np.mean((hard == 1) == labels)
+    assert result.models["tiny"].scores["roc_auc"].value == auroc(labels, hard)
+    assert (
+        result.models["tiny"].scores["roc_auc"].low
+        <= result.models["tiny"].scores["roc_auc"].value
+        <= result.models["tiny"].scores["roc_auc"].high
+    )
+    assert (result.models["tiny"].written.windows, result.models["tiny"].written.unparseable) == (12, 0.5)
+    assert result.models["tiny"].written.examples == [" Maybe ", f" Yes{end}"]
     assert any("of hard answers" in note for note in result.notes)
     # of two hard answers, the area under the curve is the balanced accuracy
     assert result.baseline["roc_auc"].value == pytest.approx(result.baseline["balanced_accuracy"].value)
@@ -288,14 +368,14 @@ def test_published_figures_stand_beside_the_published_set_only(answering, worklo
         PublishedFigures("A", "table 1", "Workload", {"accuracy": 0.6}),
         PublishedFigures("A", "table 1", "HMC", {"accuracy": 0.5}),
     ]
-    other_number = evaluate_set(workload, answering, as_reference=True, published=figures)
+    other_number = evaluate_set(workload, {"tiny": answering}, as_reference=True, published=figures)
     assert other_number.published == []
     assert other_number.protocol.departures == ["the set has another number of windows"]
     monkeypatch.setitem(PUBLISHED_WINDOWS, "Workload", 28)
-    assert evaluate_set(workload, answering, as_reference=True, published=figures).published == figures[:1]
-    assert evaluate_set(workload, answering, published=figures, written_windows=0).published == []
+    assert evaluate_set(workload, {"tiny": answering}, as_reference=True, published=figures).published == figures[:1]
+    assert evaluate_set(workload, {"tiny": answering}, published=figures, written_windows=0).published == []
     files = [{**entry, "error": "damaged"} for entry in workload.summary["files"]]
     failed = dataclasses.replace(workload, summary={**workload.summary, "files": files})
-    assert evaluate_set(failed, answering, as_reference=True, published=figures).published == []
+    assert evaluate_set(failed, {"tiny": answering}, as_reference=True, published=figures).published == []
     with pytest.raises(ValueError, match="metrics has f1; there are accuracy"):
         PublishedFigures("A", "table 1", "Workload", {"f1": 0.6})

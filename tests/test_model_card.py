@@ -8,12 +8,13 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from labram_folders import write_labram_folders
 from published_folders import STEP, SUBJECTS, change_json, write_folders
 from safetensors.numpy import load_file
-from test_evaluation_report import evaluation, result
+from test_evaluation_report import compared, evaluation, of_model, result
 
 from neurolm_hf import NeuroLMForSequenceClassification, NeuroLMProcessor, NeuroLMVQForSequenceClassification
-from neurolm_hf.evaluation_report import DIFFERENCE, Evaluation, read_evaluation
+from neurolm_hf.evaluation_report import EvaluatedModel, Evaluation, read_evaluation
 from neurolm_hf.model_card import CardOptions, is_edited, model_card, write_model_card
 from neurolm_hf.model_folder import read_model_folder
 from neurolm_hf.simulation import simulate_recordings
@@ -50,8 +51,8 @@ def rows_of(text):
 
 def write_results(folder, model, *results):
     """An evaluation of a model, as scripts/evaluate_tasks.py leaves it."""
-    made = Evaluation("tiny", describe_source(str(model)), False, list(results) or [result()])
-    made.write(folder)
+    models = {"tiny": EvaluatedModel("answers", describe_source(str(model)))}
+    Evaluation(models, False, list(results) or [result()]).write(folder)
     return folder
 
 
@@ -199,20 +200,25 @@ def test_hostile_names_break_nothing(tuned):
 
 
 def test_figures_are_those_of_the_evaluation(tuned, tmp_path):
-    notes = ["The model was tuned on 2 of these subjects.", "16 of 36 subjects."]
-    results = write_results(tmp_path / "results", tuned, result(notes=notes))
+    model = of_model(doubts=["The model was trained on 2 of these subjects."])
+    given = result(models={"tiny": model}, notes=["16 of 36 subjects."])
+    results = write_results(tmp_path / "results", tuned, given)
     card = model_card(tuned, CardOptions(name="me/tiny", results=results))
     told = section(card, "Evaluation")
     assert "### Workload, test: 1,340 windows of 2 subjects" in told
     head, model, baseline, difference, chance = rows_of(told)
     assert head == ["", "accuracy", "AUROC"]
     assert model == ["tiny", "0.625 (0.50 to 0.75)", "0.700 (0.60 to 0.80)"]
-    assert (baseline[0], difference[0], chance[0]) == ("log band power, logistic regression", DIFFERENCE, "chance")
+    assert (baseline[0], difference[0], chance[0]) == (
+        "log band power, logistic regression",
+        "difference: tiny less baseline",
+        "chance",
+    )
     assert "95% intervals, drawing whole subjects" in told
     assert "s\\|1" not in card  # nothing about single subjects
     assert "- 16 of 36 subjects." in told
     limits = section(card, "Limits")
-    assert "About its evaluation: The model was tuned on 2 of these subjects." in limits
+    assert "About its evaluation: The model was trained on 2 of these subjects." in limits
     assert "16 of 36" not in limits
     # the card's name, whatever the folder was called in which it was evaluated
     assert rows_of(section(model_card(tuned, CardOptions("me/workload", results)), "Evaluation"))[1][0] == "workload"
@@ -233,11 +239,37 @@ def test_figures_of_other_weights_are_refused(tuned, folders, tmp_path):
 
 
 def test_an_evaluation_reads_back(tmp_path):
-    plain = result(baseline=None, written=None)
-    for made in (evaluation(), evaluation(plain, result(), as_reference=True)):
+    plain = result(baseline=None, models={"tiny": of_model(less_baseline=None, written=None)})
+    for made in (evaluation(), evaluation(plain, result(), as_reference=True), compared()):
         made.write(tmp_path)
         assert read_evaluation(tmp_path) == made
         assert read_evaluation(tmp_path).markdown() == made.markdown()
+
+
+def test_a_classifier_has_its_own_figures_out_of_a_comparison(classifiers, tmp_path):
+    """Whichever place it had in the evaluation, by its weights."""
+    made = compared()
+    sources = {"tiny": classifiers / "tuned", "he|ad": classifiers / "of-vq"}
+    models = {
+        name: EvaluatedModel(made.models[name].kind, describe_source(str(folder))) for name, folder in sources.items()
+    }
+    Evaluation(models, False, made.results).write(tmp_path)
+    card = model_card(classifiers / "of-vq", CardOptions(name="me/mine", results=tmp_path))
+    told = section(card, "Evaluation")
+    assert [row[0] for row in rows_of(told)] == [
+        *("", "mine", "log band power, logistic regression", "difference: mine less baseline", "chance"),
+    ]
+    assert rows_of(told)[1][1] == "0.250"
+    assert "probabilities that a classifier gives its classes" in told
+    assert "tiny" not in card
+    assert "About its evaluation: The model was trained on 2 of these subjects." in section(card, "Limits")
+    (index,) = head_of(card)["model-index"]
+    assert (index["name"], index["results"][0]["task"]["type"]) == ("mine", "eeg-classification")
+    # beside it, the language model has its own
+    told = section(model_card(classifiers / "tuned", CardOptions(name="me/words", results=tmp_path)), "Evaluation")
+    assert rows_of(told)[1][:2] == ["words", "0.625 (0.50 to 0.75)"]
+    with pytest.raises(ValueError, match=r"an evaluation of other weights \(.*tuned, .*of-vq\) than those in .*vq"):
+        model_card(classifiers / "vq", CardOptions(results=tmp_path))
 
 
 def test_what_the_publisher_says(tuned, folders):
@@ -258,6 +290,73 @@ def test_what_the_publisher_says(tuned, folders):
         folders / "adapter"
     )
     assert str(folders) not in card
+
+
+# --- LaBraM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labram(tmp_path_factory):
+    return write_labram_folders(tmp_path_factory.mktemp("labram"))
+
+
+def test_cards_of_labram_say_what_it_is(labram):
+    for name, said, parts in (
+        ("tokenizer", "A neural tokenizer of [LaBraM](https://arxiv.org/abs/2405.18765) that turns every second", 2),
+        ("masked", "that turns EEG into features and predicts the codes of patches that are masked. It was never", 3),
+        ("classifier", "A [LaBraM](https://arxiv.org/abs/2405.18765) that sorts windows of EEG into classes.", 3),
+    ):
+        card = model_card(labram / name)
+        count = sum(tensor.size for tensor in load_file(labram / name / "model.safetensors").values())
+        codes = "" if name == "classifier" else ", 32 codes of 8 numbers"
+        assert said in card
+        assert f"It has {count:,} weights: an EEG encoder of {parts} layers, 100 wide{codes}.\n" in card
+        assert head_of(card)["tags"] == ["eeg", "labram"]
+        assert "jiang2024labram" in section(card, "Citation")
+        assert ("shares among its answers" in section(card, "Limits")) == (name == "classifier")
+        for wrong in ("NeuroLM", "language model", "question"):
+            assert wrong not in card.replace("neurolm_hf", ""), wrong
+
+
+def test_the_trainings_of_a_labram_in_their_order(labram, tmp_path):
+    folder = shutil.copytree(labram / "masked", tmp_path / "labram")
+    config = json.loads((folder / "config.json").read_text())
+    vq, masked = ({**STEP, "made_by": f"{name}.py of us"} for name in ("train_vq", "pretrain_masked"))
+    masked["started_from"] = {"model": None, "vq": "/home/anna/runs/labram-vq", "provenance": None}
+    config["vq_config"]["provenance"] = vq
+    tuned = STEP | {"made_by": "finetune_classifier.py of us", "started_from": {"model": "b", "provenance": masked}}
+    for provenance, titles in ((masked, []), (tuned, ["Classifier"])):
+        config["provenance"] = provenance
+        (folder / "config.json").write_text(json.dumps(config))
+        training = section(model_card(folder), "Training")
+        assert re.findall(r"^### (.*)", training, re.MULTILINE) == ["Neural tokenizer", "Masked modelling", *titles]
+        assert "from labram-vq." in training
+        assert "anna" not in training
+    # what was converted
+    files = {"labram": {"file": "labram-base.pth", "sha256": "a" * 64}, "vq": {"file": "v.pth", "sha256": "b" * 64}}
+    config |= {"provenance": files, "vq_config": config["vq_config"] | {"provenance": files["vq"]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    training = section(model_card(folder), "Training")
+    assert training.count("Weights were converted from") == 2
+    assert f"labram-base.pth (sha256 `{'a' * 64}`)" in training
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "what", "found"),
+    [
+        ("multi_label_classification", "tells which labels windows of EEG have. ", "Labels: No, Yes."),
+        ("regression", "tells values from windows of EEG. ", "Values: No, Yes."),
+    ],
+)
+def test_heads_of_other_problems(labram, tmp_path, problem_type, what, found):
+    folder = shutil.copytree(labram / "classifier", tmp_path / "labram")
+    change_json(folder / "config.json", problem_type=problem_type)
+    card = model_card(folder)
+    assert what in card
+    assert found in card
+    assert "softmax" not in card
+    assert ("sigmoid()" in card) == (found[0] == "L")
+    assert "shares among its answers" not in card
 
 
 # --- whose card it is ------------------------------------------------------------------------------------------------
@@ -303,6 +402,7 @@ def classifiers(folders):
     change_json(folders / "classifier" / "config.json", classifier_prompts=["[SEP]Question: Is it? Answer:"])
     NeuroLMVQForSequenceClassification.from_pretrained(folders / "vq", **CLASSES).save_pretrained(folders / "of-vq")
     NeuroLMProcessor.from_pretrained(folders / "vq").save_pretrained(folders / "of-vq")
+    write_labram_folders(folders / "labram")
     (folders / "bare").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(folders / "adapter" / name, folders / "bare" / name)
@@ -319,6 +419,9 @@ def classifiers(folders):
         ("bare", "answers", "answers"),
         ("classifier", "classifier", "probabilities"),
         ("of-vq", "classifier", "probabilities"),
+        ("labram/tokenizer", "tokenizer", "codes"),
+        ("labram/masked", "features", "features"),
+        ("labram/classifier", "classifier", "probabilities"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*is shorter than the")
@@ -338,6 +441,8 @@ def test_the_code_on_the_card_runs(classifiers, name, kind, found, tmp_path, mon
         assert sum(values[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     elif found == "codes":
         assert values.shape == (1, 19 * 8)
+    elif found == "features":
+        assert values.shape == (1, 19 * 8, 100)
     else:
         assert values.sum(dim=1).tolist() == pytest.approx([1] * len(values), abs=1e-5)
         assert "Classes: No, Yes." in card
