@@ -98,11 +98,11 @@ class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
     """
 
     def __init__(self) -> None:
-        self.ours = {f"{__name__}.{module}" for module in (*_EXPORTS.values(), "layers_neurolm")}
+        self.waits = {f"{__name__}.{module}" for module in (*_EXPORTS.values(), "layers_neurolm")}
+        self.waits.add("transformers.modeling_layers")  # ours import it, and it imports the auto modules
         self.loading: set[str] = set()
         self.theirs = {_CONFIG_MODULE, _PIPELINES_MODULE, *_AUTO_CLASSES}
         self.loaded = {name for name in self.theirs if name in sys.modules}
-        self.register()
 
     def register(self) -> None:
         if not self.loading:
@@ -112,8 +112,7 @@ class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        ours = fullname in self.ours
-        if not ours and fullname not in self.theirs:
+        if fullname not in self.waits | self.theirs:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -125,7 +124,7 @@ class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
                     load(module)
                 finally:
                     self.loading.discard(fullname)
-                if not ours:
+                if fullname in self.theirs:
                     self.loaded.add(fullname)
                 self.register()
 
@@ -134,6 +133,8 @@ class _RegisterWhenLoaded(importlib.abc.MetaPathFinder):
 
 
 if not any(type(finder).__name__ == _RegisterWhenLoaded.__name__ for finder in sys.meta_path):
-    sys.meta_path.insert(0, _RegisterWhenLoaded())
+    # first: what its registration imports may import an auto module, too
+    sys.meta_path.insert(0, _finder := _RegisterWhenLoaded())
+    _finder.register()
 
 __all__ = sorted(_EXPORTS)

@@ -128,7 +128,10 @@ def test_converts_both_with_text(tmp_path, capsys, bpe_folder):
 
 def test_says_what_is_wrong(tmp_path, capsys):
     message = fail(capsys, "--vq", NEUROLM, "--output", tmp_path / "out")
-    assert message == f"neurolm convert: error: {NEUROLM}: holds no neural tokenizer, this is not a VQ.pt."
+    assert message == (
+        f"neurolm convert: error: {NEUROLM}: holds NeuroLM's language model (NeuroLM-*.pt), not NeuroLM's neural "
+        "tokenizer (VQ.pt)."
+    )
     assert not (tmp_path / "out").exists()
 
 

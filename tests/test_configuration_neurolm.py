@@ -141,16 +141,22 @@ def test_small_settings():
         "import neurolm_hf.modeling_neurolm",
         "import neurolm_hf; from transformers import AutoProcessor",
         "from transformers import AutoModel; import neurolm_hf",
+        "from transformers import AutoFeatureExtractor; import neurolm_hf",
+        "import neurolm_hf; import transformers.modeling_layers",
+        "import neurolm_hf.layers_neurolm",
+        "from neurolm_hf import LaBraMForSequenceClassification",
     ],
 )
 def test_classes_register_whatever_is_imported_first(first):
     """In a fresh process: ours import the auto modules, whose import registers ours."""
     code = f"""{first}
 import neurolm_hf
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 assert type(AutoConfig.for_model("neurolm_vq")) is neurolm_hf.NeuroLMVQConfig
 assert AutoModelForCausalLM._model_mapping[neurolm_hf.NeuroLMConfig] is neurolm_hf.NeuroLMForCausalLM
 assert PROCESSOR_MAPPING[neurolm_hf.NeuroLMConfig] is neurolm_hf.NeuroLMProcessor
+assert type(AutoConfig.for_model("labram")) is neurolm_hf.LaBraMConfig
+assert AutoModel._model_mapping[neurolm_hf.LaBraMVQConfig] is neurolm_hf.LaBraMVQModel
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -149,9 +149,11 @@ def test_tokenizer_of_another_encoder(tmp_path):
 
 
 def test_files_of_the_wrong_kind():
-    with pytest.raises(ValueError, match="not a VQ"):
+    with pytest.raises(
+        ValueError, match=r"base\.pt: holds NeuroLM's language model .*, not NeuroLM's neural tokenizer"
+    ):
         convert_vq(NEUROLM)
-    with pytest.raises(ValueError, match="not a NeuroLM checkpoint"):
+    with pytest.raises(ValueError, match=r"VQ\.pt: holds NeuroLM's neural tokenizer .*, not NeuroLM's language model"):
         convert_neurolm(VQ)
     with pytest.raises(ValueError, match=r"absent\.pt: no such file"):
         convert_vq("checkpoints/absent.pt")

@@ -55,7 +55,7 @@ def assert_golden(ours: Numbers, file: str) -> None:
 
 
 def layer_outputs(module: torch.nn.Module, run: Callable[[], object]) -> Numbers:
-    """What goes into the first block of a transformer and comes out of each, while `run` runs; the first pass counts."""
+    """What goes into the first block of a transformer and comes out of each while `run` runs, in its first pass."""
     found: Numbers = {}
     hooks = []
     for number, layer in enumerate(module.layers):
@@ -291,7 +291,9 @@ def training_step(kind: str) -> tuple[Numbers, dict[str, torch.Tensor]]:
     outputs.loss.backward()
     parameters = dict(model.named_parameters())
     names = {theirs: ours for theirs, ours in report.converted.items() if ours in parameters}
-    gradients = {theirs: parameters[ours].grad.clone() for theirs, ours in names.items() if not theirs.endswith("(VQ)")}
+    gradients = {
+        theirs: parameters[ours].grad.clone() for theirs, ours in names.items() if not theirs.endswith("(VQ)")
+    }
     numbers = {"loss": outputs.loss}
     if kind == "mem":
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_grad_norm"])
