@@ -154,7 +154,8 @@ def model_card(folder: str | Path, options: CardOptions | None = None) -> str:
         folder: as the scripts of this package or `save_pretrained` wrote it.
 
     Raises:
-        ValueError: the folder holds no NeuroLM and no LaBraM, a file in it is damaged, or the results are of other weights.
+        ValueError: the folder holds no NeuroLM and no LaBraM, a file in it is damaged, or the results are of other
+            weights.
     """
     options = options or CardOptions()
     model = read_model_folder(folder)
