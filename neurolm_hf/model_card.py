@@ -37,6 +37,7 @@ _HUB_TASKS = {
 _STAGES = {
     "train_vq.py": "Neural tokenizer",
     "pretrain.py": "Pre-training",
+    "pretrain_masked.py": "Masked modelling",
     "instruction_tune.py": "Instruction tuning",
     "finetune_classifier.py": "Classifier",
 }
@@ -153,7 +154,8 @@ def model_card(folder: str | Path, options: CardOptions | None = None) -> str:
         folder: as the scripts of this package or `save_pretrained` wrote it.
 
     Raises:
-        ValueError: the folder holds no NeuroLM, a file in it is damaged, or the results are of other weights.
+        ValueError: the folder holds no NeuroLM and no LaBraM, a file in it is damaged, or the results are of other
+            weights.
     """
     options = options or CardOptions()
     model = read_model_folder(folder)
@@ -167,7 +169,7 @@ def model_card(folder: str | Path, options: CardOptions | None = None) -> str:
         *_evaluation(model, evaluation),
         *_limits(model, evaluation),
         *_licence(model, options),
-        _CITATION,
+        _CITATION.format(_LABRAM_PAPER if model.is_labram else _NEUROLM_PAPER),
     ]
     head = _head(model, options, evaluation, title).to_yaml()
     text = f"---\n{head}\n---\n\n" + "\n".join(sections)
@@ -182,7 +184,7 @@ def _head(model: ModelFolder, options: CardOptions, evaluation: "Evaluation | No
     about: dict[str, Any] = {
         "library_name": "transformers" if model.adapter is None else "peft",
         "pipeline_tag": _HUB_TASKS[model.kind],
-        "tags": list(dict.fromkeys(["eeg", "neurolm", *lora, *tasks, *options.tags])),
+        "tags": list(dict.fromkeys(["eeg", "labram" if model.is_labram else "neurolm", *lora, *tasks, *options.tags])),
     }
     if options.licence is not None:
         about["license"] = hub_licence(options.licence)
@@ -196,20 +198,25 @@ def _head(model: ModelFolder, options: CardOptions, evaluation: "Evaluation | No
 
 
 def _what_it_is(model: ModelFolder, options: CardOptions) -> Iterator[str]:
+    reading = _reading(model)
     what = {
         "answers": "answers questions about EEG",
         "features": "turns EEG into features and predicts its next codes. It was never tuned to answer questions",
         "tokenizer": "turns every second of every EEG channel into a token",
-        "classifier": "sorts windows of EEG into classes",
+        "classifier": reading.what,
     }[model.kind]
-    who = "A neural tokenizer of [NeuroLM]" if model.is_neural_tokenizer else "A [NeuroLM]"
+    if model.is_labram and model.kind == "features":
+        codes = " and predicts the codes of patches that are masked" if model.predicts_masked else ""
+        what = f"turns EEG into features{codes}. It was never tuned for a task"
+    paper = f"[LaBraM]({_LABRAM})" if model.is_labram else f"[NeuroLM]({_NEUROLM})"
+    who = f"A neural tokenizer of {paper}" if model.is_neural_tokenizer else f"A {paper}"
     if model.adapter is not None:
         base = _base_model(model, options)
         of = f"`{base}`, a" if base is not None else "a"
-        who = f"An adapter ({plain_text(str(model.adapter.get('peft_type', 'PEFT')))}) of {of} [NeuroLM]"
-    yield f"{who}(https://arxiv.org/abs/2409.00101) that {what}. {_sizes(model)}\n"
+        who = f"An adapter ({plain_text(str(model.adapter.get('peft_type', 'PEFT')))}) of {of} {paper}"
+    yield f"{who} that {what}. {_sizes(model)}\n"
     if model.kind == "classifier" and (classes := model.config.get("id2label")):
-        yield f"Classes: {', '.join(plain_text(str(name)) for name in classes.values())}.\n"
+        yield f"{reading.of}: {', '.join(plain_text(str(name)) for name in classes.values())}.\n"
     if model.kind == "answers" and model.tasks:
         rows = [
             [
@@ -222,14 +229,18 @@ def _what_it_is(model: ModelFolder, options: CardOptions) -> Iterator[str]:
         yield markdown_table(["task", "question", "answers"], rows)
 
 
+def _reading(model: ModelFolder) -> "_Reading":
+    return _READINGS[model.config.get("problem_type") or "single_label_classification"]
+
+
 def _sizes(model: ModelFolder) -> str:
     count = model.parameters()
     numbers = f"It has {count:,} weights" if count else "Its weights are not in this folder"
     if model.adapter is not None or not model.config:
         return f"{numbers}."
-    tokenizer = model.config if model.is_neural_tokenizer else model.config["eeg_config"]
-    parts = [f"an EEG encoder of {tokenizer['num_hidden_layers']} layers, {tokenizer['hidden_size']} wide"]
-    if tokenizer.get("has_codebook", True):
+    encoder = model.config.get("eeg_config", model.config)
+    parts = [f"an EEG encoder of {encoder['num_hidden_layers']} layers, {encoder['hidden_size']} wide"]
+    if (tokenizer := model.tokenizer_config) and tokenizer.get("has_codebook", True):
         parts.append(f"{tokenizer['codebook_size']:,} codes of {tokenizer['codebook_dim']} numbers")
     if text := model.config.get("text_config"):
         layers = text.get("n_layer", text.get("num_hidden_layers"))
@@ -260,16 +271,19 @@ def _example(model: ModelFolder, name: str, base: str | None) -> str:
             return _ASK.format(name=name, task=task)
         if model.adapter is not None:
             return _ASK_ADAPTER.format(name=name, base=_quoted(base or "BASE"), question=_ANY_QUESTION)
+    if model.kind == "features" and model.is_labram:
+        return _FEATURES.format(name=name)
     if model.kind != "classifier":
         auto = "AutoModel" if model.is_neural_tokenizer else "AutoModelForCausalLM"
-        return _TOKENS.format(name=name, auto=auto)
+        order = ", all seconds of a channel, then of the next" if model.is_labram else ""
+        return _TOKENS.format(name=name, auto=auto, order=order)
     # what stood behind the EEG in its training is to stand there again
     prompts = model.config.get("classifier_prompts")
     text = f"text={_quoted(prompts[0])}, " if prompts else ""
     module, auto = "transformers", "AutoModelForSequenceClassification"
     if model.adapter is not None:
         module, auto = "peft", "AutoPeftModelForSequenceClassification"
-    return _CLASSIFY.format(name=name, module=module, auto=auto, text=text)
+    return _CLASSIFY.format(name=name, module=module, auto=auto, text=text, reading=_reading(model))
 
 
 def _training(model: ModelFolder) -> Iterator[str]:
@@ -373,9 +387,11 @@ def _evaluation(model: ModelFolder, evaluation: "Evaluation | None") -> Iterator
 def _limits(model: ModelFolder, evaluation: "Evaluation | None") -> Iterator[str]:
     yield "## Limits\n"
     lines = ["It is a tool of research and no medical device: nothing that it says is a finding about a person."]
-    if model.kind in ("features", "tokenizer"):
+    if model.is_labram and model.kind != "classifier":
+        lines.append("It was not tuned for any task: what it makes of EEG says nothing about a person by itself.")
+    elif model.kind in ("features", "tokenizer"):
         lines.append("It was not tuned on any question: whatever it writes about EEG has no meaning.")
-    else:
+    elif model.kind == "answers" or _reading(model).of == "Classes":
         lines.append("Its probabilities are shares among its answers, whether or not one of them is true.")
     if model.history():
         lines.append(
@@ -463,7 +479,18 @@ from transformers import {auto}, AutoProcessor
 
 processor = AutoProcessor.from_pretrained({name}, trust_remote_code=True)
 model = {auto}.from_pretrained({name}, trust_remote_code=True)
-codes = processor.tokenize_eeg("recording.edf", model, unknown_channels="drop")  # (windows, patches)
+codes = processor.tokenize_eeg("recording.edf", model, unknown_channels="drop")  # (windows, patches){order}
+"""
+
+_FEATURES = """\
+import torch
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained({name}, trust_remote_code=True)
+model = AutoModel.from_pretrained({name}, trust_remote_code=True)
+inputs = processor(eeg="recording.edf", unknown_channels="drop", return_tensors="pt")
+with torch.no_grad():
+    features = model(**inputs).last_hidden_state[:, 1:]  # (windows, patches, width), behind that of the cls token
 """
 
 _CLASSIFY = """\
@@ -475,14 +502,49 @@ processor = AutoProcessor.from_pretrained({name}, trust_remote_code=True)
 model = {auto}.from_pretrained({name}, trust_remote_code=True)
 inputs = processor(eeg="recording.edf", {text}unknown_channels="drop", return_tensors="pt")
 with torch.no_grad():
-    probabilities = model(**inputs).logits.softmax(dim=-1)  # (windows, classes)
-print(model.config.id2label, probabilities[0])
+    {reading.name} = model(**inputs).logits{reading.made}  # (windows, {reading.last_axis})
+print(model.config.id2label, {reading.name}[0])
 """
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a classifier's logits are.
+
+    Attributes:
+        what: it does.
+        of: what its config names.
+        name, made, last_axis: a variable for them, how that is made of them, and what its last axis is.
+    """
+
+    what: str
+    of: str
+    name: str
+    made: str
+    last_axis: str
+
+
+_READINGS = {
+    "single_label_classification": _Reading(
+        "sorts windows of EEG into classes", "Classes", "probabilities", ".softmax(dim=-1)", "classes"
+    ),
+    "multi_label_classification": _Reading(
+        "tells which labels windows of EEG have", "Labels", "probabilities", ".sigmoid()", "labels"
+    ),
+    "regression": _Reading("tells values from windows of EEG", "Values", "values", "", "values"),
+}
+
+_NEUROLM = "https://arxiv.org/abs/2409.00101"
+_LABRAM = "https://arxiv.org/abs/2405.18765"
 
 _CITATION = """\
 ## Citation
 
 ```bibtex
+{}```
+"""
+
+_NEUROLM_PAPER = """\
 @inproceedings{jiang2025neurolm,
   title = {{NeuroLM}: A Universal Multi-task Foundation Model for Bridging the Gap between Language and {EEG} Signals},
   author = {Jiang, Wei-Bang and Wang, Yansen and Lu, Bao-Liang and Li, Dongsheng},
@@ -490,5 +552,14 @@ _CITATION = """\
   year = {2025},
   url = {https://arxiv.org/abs/2409.00101}
 }
-```
+"""
+
+_LABRAM_PAPER = """\
+@inproceedings{jiang2024labram,
+  title = {Large Brain Model for Learning Generic Representations with Tremendous {EEG} Data in {BCI}},
+  author = {Jiang, Wei-Bang and Zhao, Li-Ming and Lu, Bao-Liang},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024},
+  url = {https://arxiv.org/abs/2405.18765}
+}
 """

@@ -12,7 +12,11 @@ from .prepared_set import read_object
 
 
 Kind = Literal["answers", "features", "tokenizer", "classifier"]
-MODEL_TYPES = ("neurolm", "neurolm_vq")
+# Of their configurations: the neural tokenizers are told from what learns their codes.
+NEURAL_TOKENIZERS = ("neurolm_vq", "labram_vq")
+MODEL_TYPES = ("neurolm", "labram", *NEURAL_TOKENIZERS)
+# The shipped code of this package.
+CODE = ("*_neurolm.py", "*_labram.py")
 ADAPTER_CONFIG = "adapter_config.json"
 # Of the safetensors format: whole models and adapters, in one file or in several with an index.
 WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
@@ -28,8 +32,8 @@ class ModelFolder:
         path: the folder.
         config: `config.json`; empty for an adapter that PEFT alone has saved.
         adapter: `adapter_config.json`, None for a whole model.
-        kind: `answers`, a language model that was tuned on questions; `features`, one that was not; `tokenizer`, the
-            neural tokenizer alone; `classifier`, either of them with a head for classes.
+        kind: `answers`, a language model that was tuned on questions; `features`, one that was not, or a LaBraM's
+            encoder; `tokenizer`, a neural tokenizer alone; `classifier`, any of them with a head for classes.
         recipe: the preprocessing fields of its feature extractor, None where there is no processor.
         settings: of the training that wrote the folder (`running.SETTINGS`), None where none did.
         results: what that training has found (`stages.RESULTS`), None where none did.
@@ -45,8 +49,31 @@ class ModelFolder:
 
     @property
     def is_neural_tokenizer(self) -> bool:
-        """Whether there is no language model in it."""
-        return bool(self.config.get("model_type") == "neurolm_vq")
+        """Whether it turns EEG into codes and nothing else, or was that before it got its head for classes."""
+        return self.config.get("model_type") in NEURAL_TOKENIZERS
+
+    @property
+    def is_labram(self) -> bool:
+        """Whether it is a LaBraM or the tokenizer of one."""
+        return str(self.config.get("model_type")).startswith("labram")
+
+    @property
+    def predicts_masked(self) -> bool:
+        """Whether it is a LaBraM with its head for the codes of masked patches."""
+        return "LaBraMForMaskedEEGModeling" in (self.config.get("architectures") or [])
+
+    @property
+    def tokenizer_config(self) -> dict[str, Any]:
+        """Configuration of the neural tokenizer that it is or holds; empty where it does neither."""
+        if self.is_neural_tokenizer:
+            return self.config
+        # the other LaBraMs only remember by whose codes they were trained
+        return self.config.get("eeg_config") or (self.predicts_masked and self.config.get("vq_config")) or {}
+
+    @property
+    def _parts(self) -> list[dict[str, Any]]:
+        """Configurations that say where weights come from, the first to be trained first."""
+        return [self.config.get("eeg_config") or self.config.get("vq_config") or {}, self.config]
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
@@ -60,12 +87,11 @@ class ModelFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """The trainings that its weights went through, the first one first: what `stages.provenance` wrote of each."""
-        parts = (self.config.get("eeg_config") or {}, self.config)
-        return [step for part in parts for step in reversed([*_trainings(part.get("provenance"))])]
+        return [step for part in self._parts for step in reversed([*_trainings(part.get("provenance"))])]
 
     def origins(self) -> list[dict[str, Any]]:
         """The released files that its weights were converted from, with their hashes."""
-        found = [one for part in (self.config.get("eeg_config") or {}, self.config) for one in _origins(part)]
+        found = [one for part in self._parts for one in _origins(part)]
         return list({one["sha256"]: one for one in found}.values())
 
     def parameters(self) -> int:
@@ -103,7 +129,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     if config is None and adapter is None:
         raise ValueError(f"{path} holds no model: there is neither a config.json nor an {ADAPTER_CONFIG}.")
     if config is not None and config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(f"{path} holds a {config.get('model_type')!r}, which is no NeuroLM.")
+        raise ValueError(f"{path} holds a {config.get('model_type')!r}, which is no NeuroLM and no LaBraM.")
     processor = _object(path / "processor_config.json") or {}
     extractor = processor.get("feature_extractor") or _object(path / "preprocessor_config.json")
     return ModelFolder(
@@ -127,7 +153,7 @@ def _kind(config: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> Kind:
     sequence_classification = adapter is not None and adapter.get("task_type") == "SEQ_CLS"
     if sequence_classification or any(name.endswith("ForSequenceClassification") for name in names):
         return "classifier"
-    if config.get("model_type") == "neurolm_vq":
+    if config.get("model_type") in NEURAL_TOKENIZERS:
         return "tokenizer"
     # PEFT alone says of an adapter only that it is for a model that writes
     return "answers" if not config or config.get("stage") == "instruction-tuned" else "features"

@@ -221,8 +221,9 @@ class _LaBraMWeights(CleanUploads, PreTrainedModel):
         "attentions": OutputRecorder(EEGAttention, index=1, layer_name="transformer."),
     }
 
-    # Initial weights are drawn up to so far from 0, in their standard deviations; None: as far as they fall.
-    _initial_reach: ClassVar[float | None] = None
+    # Initial weights are drawn up to so far from 0, in their standard deviations, and the convolutions' like all
+    # others; None: as far as they fall, and the convolutions' as torch draws them. A model within another has its own.
+    _initial_reach: float | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -320,6 +321,17 @@ class LaBraMEEGEncoder(LaBraMVQPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See [`quantize_features`]."""
         return quantize_features(self.to_codebook, self.quantizer, features, mask, learn)
+
+    @torch.no_grad()
+    def codes(
+        self,
+        input_values: torch.Tensor,
+        channel_ids: torch.Tensor,
+        time_ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The codes (batch, patches), -1 at padding; arguments of [`forward`]."""
+        return self.quantize(self(input_values, channel_ids, time_ids, mask), mask)[1]
 
 
 class LaBraMVQDecoder(nn.Module):
@@ -473,10 +485,13 @@ class LaBraMModel(LaBraMPreTrainedModel):
         config: its configuration.
         final_norm: whether the layer norm of pre-training follows the blocks; a classifier that reads the mean of the
             patches has one of its own.
+        initial_reach: how far from 0 initial weights are drawn, in their standard deviations; None: as far as they
+            fall.
     """
 
-    def __init__(self, config: LaBraMConfig, final_norm: bool = True):
+    def __init__(self, config: LaBraMConfig, final_norm: bool = True, initial_reach: float | None = None):
         super().__init__(config)
+        self._initial_reach = initial_reach
         block = {
             "query_value_bias": config.query_value_bias,
             "query_key_norm": config.query_key_norm,
@@ -520,7 +535,7 @@ class LaBraMForMaskedEEGModeling(LaBraMPreTrainedModel):
 
     def __init__(self, config: LaBraMConfig):
         super().__init__(config)
-        self.labram = LaBraMModel(config)
+        self.labram = LaBraMModel(config, initial_reach=self._initial_reach)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.code_head = nn.Linear(config.hidden_size, config.codebook_size)
         self.vq = None if config.vq_config is None else LaBraMEEGEncoder(cast(LaBraMVQConfig, config.vq_config))
@@ -559,6 +574,28 @@ class LaBraMForMaskedEEGModeling(LaBraMPreTrainedModel):
         first = masked_counts(real, self.config.mask_ratio) if masked is None else (masked.bool() & real).sum(1)
         return torch.stack([first.sum(), real.sum() - first.sum()]).float()
 
+    def get_eeg_codes(
+        self,
+        input_values: torch.Tensor,
+        eeg_channel_ids: torch.Tensor,
+        eeg_time_ids: torch.Tensor,
+        eeg_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The codes that the tokenizer names patches by, (batch, patches), -1 at padding.
+
+        Args:
+            input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask: as in [`LaBraMVQModel.encode`].
+
+        Raises:
+            ValueError: what [`LaBraMVQModel.encode`] refuses, or a model without tokenizer.
+        """
+        if self.vq is None:
+            raise ValueError(
+                "This LaBraM has no tokenizer that gives codes: ask the LaBraMVQModel that it learnt from."
+            )
+        mask = _check_input(self.config, input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask)
+        return self.vq.codes(input_values, eeg_channel_ids, eeg_time_ids, mask)
+
     @can_return_tuple
     def forward(
         self,
@@ -590,9 +627,7 @@ class LaBraMForMaskedEEGModeling(LaBraMPreTrainedModel):
         real = _real_of(input_values, eeg_attention_mask)
         masked = draw_masked(real, self.config.mask_ratio) if masked is None else masked.bool() & real
         if labels is None and self.vq is not None:
-            with torch.no_grad():
-                features = self.vq(input_values, eeg_channel_ids, eeg_time_ids, mask)
-                labels = self.vq.quantize(features, mask)[1]
+            labels = self.vq.codes(input_values, eeg_channel_ids, eeg_time_ids, mask)
         patch_embeds = self.labram.patch_embedding(input_values, mask)
         first, second = (
             self.labram.transformer(
@@ -658,7 +693,7 @@ class LaBraMForSequenceClassification(WindowClassifier, LaBraMPreTrainedModel):
         self.score.initial_divisor = 1 / config.head_init_scale  # type: ignore[assignment]
         self.post_init()
 
-    @capture_outputs
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.Tensor,
@@ -684,14 +719,18 @@ class LaBraMForSequenceClassification(WindowClassifier, LaBraMPreTrainedModel):
             ValueError: what [`LaBraMVQModel.encode`] refuses, labels that do not fit `num_labels`, or a row without
                 EEG.
         """
-        outputs = self.labram(input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask)
+        outputs = self.labram(input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask, **kwargs)
         hidden_states = outputs.last_hidden_state
         real = real_patches(hidden_states[:, 1:], eeg_attention_mask)
         if self.pooled_norm is None:
             features = hidden_states[:, 0]
         else:
             features = self.pooled_norm(mean_over(hidden_states[:, 1:], real))
-        return EEGClassifierOutput(**self._classify(features, labels, num_items_in_batch, smoothing))
+        return EEGClassifierOutput(
+            **self._classify(features, labels, num_items_in_batch, smoothing),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from .channels_neurolm import CHANNEL_VOCABULARY
+from .collators import EEGCollator
 from .layers_neurolm import mean_over
 from .modeling_neurolm import NeuroLMForSequenceClassification, NeuroLMVQForSequenceClassification
 from .storage import Row, batches_of
@@ -47,7 +48,7 @@ def window_features(
 
 def region_features(
     model: Any,
-    collate: Callable[[Sequence[Row]], dict[str, Any]],
+    collate: EEGCollator,
     rows: Sequence[Row],
     regions: Sequence[Sequence[str]] = REGIONS,
     batch_size: int = 64,
@@ -55,15 +56,16 @@ def region_features(
     """(windows, regions x width): the tokenizer's features, averaged over the seconds and channels of each region.
 
     Args:
-        model: a neural tokenizer, with or without a head; its encoder is read.
-        collate: such as an `EEGCollator` of its feature extractor.
+        model: a neural tokenizer, NeuroLM's with or without a head, or LaBraM's; its encoder is read.
+        collate: of its feature extractor.
         rows, batch_size: as in `window_features`.
         regions: vocabulary names of the channels of each.
 
     Raises:
         ValueError: no windows, or one that has no channel of a region; what the collator refuses.
     """
-    ids = [torch.tensor([CHANNEL_VOCABULARY.index(name) for name in region]) for region in regions]
+    offset = collate.feature_extractor.channel_id_offset
+    ids = [torch.tensor([CHANNEL_VOCABULARY.index(name) + offset for name in region]) for region in regions]
 
     def read(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         channels, real = inputs["eeg_channel_ids"], inputs["eeg_attention_mask"].bool()

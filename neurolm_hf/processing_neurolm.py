@@ -1058,20 +1058,23 @@ def eeg_codes(batch: EEGBatch, model: Any) -> torch.Tensor:
 
     Args:
         batch: of [`EEGFeatureExtractor`], as `pt`.
-        model: a model with `get_eeg_codes` (a NeuroLM) or `encode` (its neural tokenizer alone).
+        model: a model with `get_eeg_codes` (a NeuroLM, or a LaBraM that was trained by masking) or `encode` (a neural
+            tokenizer alone).
 
     Returns:
         `torch.LongTensor` (windows, patches), on the model's device: codes in the batch's order, -1 at padding.
+
+    Raises:
+        TypeError: a model that gives no codes.
     """
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     inputs["input_values"] = inputs["input_values"].to(model.dtype)
     with torch.no_grad():
-        model = getattr(model, "vq", model)  # of the tokenizer with its adversary
         if hasattr(model, "get_eeg_codes"):
             codes = model.get_eeg_codes(**inputs)
-        elif hasattr(model, "encode"):
+        elif hasattr(tokenizer := getattr(model, "vq", model), "encode"):  # it may stand in its adversary
             inputs.pop("eeg_segment_ids", None)
-            codes = model.encode(**inputs).codes
+            codes = tokenizer.encode(**inputs).codes
         else:
             raise TypeError(f"a {type(model).__name__} has neither get_eeg_codes nor encode.")
     return codes.masked_fill(inputs["eeg_attention_mask"] == 0, -1)
@@ -1393,7 +1396,8 @@ class NeuroLMProcessor(ProcessorMixin):
 
         Args:
             eeg, ch_names, sampling_rate, unit, unknown_channels, prepared_by: as in [`EEGFeatureExtractor.__call__`].
-            model: a model with `get_eeg_codes` (a NeuroLM) or `encode` (its neural tokenizer alone).
+            model: a model with `get_eeg_codes` (a NeuroLM, or a LaBraM that was trained by masking) or `encode` (a
+                neural tokenizer alone).
 
         Returns:
             `torch.LongTensor` (windows, patches): codes in the feature extractor's `token_order`, -1 at padding.

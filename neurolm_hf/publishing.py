@@ -18,14 +18,14 @@ from . import __version__
 from .configuration_neurolm import without_local_names
 from .dataset_card import read_description
 from .model_card import CARD, CardOptions, dropped, has_edited_card, is_edited, model_card
-from .model_folder import ADAPTER_CONFIG, PICKLED_WEIGHTS, WEIGHTS, ModelFolder, read_model_folder, weight_files
+from .model_folder import ADAPTER_CONFIG, CODE, PICKLED_WEIGHTS, WEIGHTS, ModelFolder, read_model_folder, weight_files
 
 
 # All that a model or an adapter needs, and nothing of its training: no optimiser, no checkpoints, no pickles.
 _OF_MODELS = (
     *("config.json", "generation_config.json", ADAPTER_CONFIG),
     *(*WEIGHTS, "*.safetensors.index.json"),
-    *("*_neurolm.py", "processor_config.json", "preprocessor_config.json", "chat_template.jinja"),
+    *(*CODE, "processor_config.json", "preprocessor_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "tokenizer.model"),
 )
@@ -270,7 +270,7 @@ def _check_code(model: ModelFolder) -> None:
     processor = model.path / "processor_config.json"
     if processor.is_file():
         wanted[processor.name] = set(_modules(json.loads(processor.read_text(encoding="utf-8"))))
-    for file in model.path.glob("*_neurolm.py"):
+    for file in [file for pattern in CODE for file in model.path.glob(pattern)]:
         wanted[file.name] = {f"{name}.py" for name in _IMPORTED.findall(file.read_text(encoding="utf-8"))}
     for source, modules in wanted.items():
         if missing := sorted(name for name in modules if not (model.path / name).is_file()):

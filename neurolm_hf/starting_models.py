@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_labram import LABRAM_SIZES, LaBraMConfig, LaBraMVQConfig
@@ -30,11 +30,9 @@ from .prepared_set import file_sha256
 from .processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor, NeuroLMProcessor, build_text_tokenizer
 
 
-logger = logging.get_logger(__name__)
-
 # How the neural tokenizers are told apart: what a command line calls them, and their folders' type.
 ARCHITECTURES: dict[str, str] = {"neurolm": "neurolm_vq", "labram": "labram_vq"}
-_TOKENIZERS: dict[str, tuple[type[PreTrainedConfig], type[NeuroLMVQModel] | type[LaBraMVQModel]]] = {
+_TOKENIZERS: dict[str, tuple[type[PreTrainedConfig], Any]] = {
     "neurolm_vq": (NeuroLMVQConfig, NeuroLMVQModel),
     "labram_vq": (LaBraMVQConfig, LaBraMVQModel),
 }
@@ -303,7 +301,8 @@ def load_classifier(
 ) -> tuple[Any, NeuroLMProcessor]:
     """A NeuroLM of any stage, a neural tokenizer of it, or a LaBraM, with a head for these classes, and its processor.
 
-    The head is new, and transformers says so, unless the source is a classifier of the same classes. An adapter (LoRA)
+    The head is new, and transformers says so, unless the source is a classifier of the same classes; so is the norm
+    before it of a LaBraM that reads the mean, which leaves the norm of the pre-training unused. An adapter (LoRA)
     of a classifier, with the classifier's config beside it, is merged into its model.
 
     Args:
@@ -341,9 +340,9 @@ def load_classifier(
     if pooling is not None:
         fields["classifier_pooling"] = pooling
     if kind == "labram":
-        drops = {} if drop_path is None else {"drop_path_rate": drop_path}
-        extractor = EEGFeatureExtractor.from_pretrained(source)
-        return _labram_classifier(source, fields | drops), NeuroLMProcessor(extractor)
+        fields |= {} if drop_path is None else {"drop_path_rate": drop_path}
+        labram = LaBraMForSequenceClassification.from_pretrained(source, **fields)
+        return labram, NeuroLMProcessor(EEGFeatureExtractor.from_pretrained(source))
     return NeuroLMForSequenceClassification.from_pretrained(source, **fields), NeuroLMProcessor.from_pretrained(source)
 
 
@@ -494,16 +493,6 @@ def _check_head(source: str, kind: str, classes: Sequence[str], pooling: str | N
     if pooling not in (None, own):
         raise ValueError(f"{source} is a classifier whose head reads {own}, not {pooling}: leave --pooling out.")
     return len(known)
-
-
-def _labram_classifier(source: str, fields: Mapping[str, Any]) -> LaBraMForSequenceClassification:
-    """A LaBraM with a head; says by name which weights are new, and which of the source's have no place."""
-    loaded: Any = LaBraMForSequenceClassification.from_pretrained(source, output_loading_info=True, **fields)
-    model, loading = loaded
-    for names, what in (("missing_keys", "new"), ("unexpected_keys", "not used")):
-        if loading[names]:
-            logger.warning(f"{source}: {what}: {', '.join(sorted(loading[names]))}.")
-    return model
 
 
 def _text_config(source: str) -> Any:

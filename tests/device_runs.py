@@ -51,6 +51,7 @@ from neurolm_hf.devices import (
     settle_deepspeed,
     transformer_layers,
 )
+from neurolm_hf.layers_neurolm import PatchEmbedding
 from neurolm_hf.running import run_training
 from neurolm_hf.training import CodebookCallback, NeuroLMTrainer
 from neurolm_hf.validation import answer_counts
@@ -59,6 +60,8 @@ from neurolm_hf.validation import answer_counts
 CONFIGS = Path(__file__).parents[1] / "configs"
 STRATEGIES = ("ddp-cpu", "zero2", "zero2-offload", "zero3", "zero3-offload")
 STAGES = ("vq", "pretraining", "instruction", "lora")
+# those whose single steps are compared; whole runs of LaBraM are the same trainer's
+STEPPED = (*STAGES, "labram-vq", "labram-masked", "labram-classifier")
 
 
 class GradientTrainer(NeuroLMTrainer):
@@ -125,7 +128,7 @@ def strategy_results(rank: int, folder: Path, strategy: str) -> dict[str, Any]:
     os.environ |= environment(strategy)
     asked = arguments_of(strategy)
     return {
-        "steps": {stage: _steps(folder / "steps" / stage, stage, asked) for stage in STAGES},
+        "steps": {stage: _steps(folder / "steps" / stage, stage, asked) for stage in STEPPED},
         "runs": {stage: _runs(folder / stage, stage, asked) for stage in STAGES},
         "bad": _bad_batch(folder / "bad", asked),
         "not finite": _gradient_not_finite(folder / "not-finite", asked),
@@ -172,8 +175,8 @@ def fsdp_results(rank: int, folder: Path) -> dict[str, Any]:
     """
     os.environ |= environment("fsdp2")
     dist.init_process_group("gloo")
-    results: dict[str, Any] = {stage: _fsdp_step(rank, stage) for stage in (*STAGES, "unfrozen")}
-    return results | {"bfloat16": {stage: _fsdp_bfloat16_step(rank, stage) for stage in STAGES}}
+    results: dict[str, Any] = {stage: _fsdp_step(rank, stage) for stage in (*STEPPED, "unfrozen")}
+    return results | {"bfloat16": {stage: _fsdp_bfloat16_step(rank, stage) for stage in STEPPED}}
 
 
 def _shared_out(rank: int, stage: str, precision: str) -> Any:
@@ -196,7 +199,7 @@ def _fsdp_bfloat16_step(rank: int, stage: str) -> dict[str, Any]:
     batch.pop("rows")
     read: set[str] = set()
     root = model.get_base_model() if stage == "lora" else model
-    reader = root.vq if stage == "vq" else root.model.eeg_encoder
+    reader = next(module for module in root.modules() if isinstance(module, PatchEmbedding))
     reader.register_forward_pre_hook(lambda _, inputs: read.add(str(inputs[0].dtype)))
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(**batch, num_items_in_batch=model.count_loss_items(**batch)).loss
@@ -208,7 +211,7 @@ def _fsdp_bfloat16_step(rank: int, stage: str) -> dict[str, Any]:
 def _fsdp_step(rank: int, stage: str) -> dict[str, Any]:
     made = stages()[stage]
     model = _shared_out(rank, stage, "no")
-    if stage != "vq":
+    if hasattr(model, "score_answers"):
         register_fsdp_forward_method(model, "score_answers")
 
     whole, own = made.collator(1)(ROWS[:4]), made.collator(1)(ROWS[2 * rank : 2 * rank + 2])
@@ -224,7 +227,7 @@ def _fsdp_step(rank: int, stage: str) -> dict[str, Any]:
         "gradients": [{name: p.grad.full_tensor() for name, p in trained.items()}],
         "state": {name: tensor.clone() for name, tensor in gathered_state.items()},
     }
-    if stage == "vq":
+    if stage.endswith("vq"):
         model.update_codebook()
         result["gradients"][0] |= codebook(model)
     if stage in ("instruction", "lora"):
@@ -270,7 +273,7 @@ def _steps(folder: Path, stage: str, asked: dict[str, Any]) -> dict[str, Any]:
         eval_dataset=ROWS,
         data_collator=made.collator(1),
         eval_data_collator=made.collator(0 if tuned else 1),
-        callbacks=[CodebookCallback()] if stage == "vq" else [],
+        callbacks=[CodebookCallback()] if stage.endswith("vq") else [],
         **asks,
     )
     trainer.train()

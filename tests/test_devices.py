@@ -17,7 +17,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
-from device_runs import CONFIGS, STAGES, STRATEGIES, environment, launched, run_ranks
+from device_runs import CONFIGS, STAGES, STEPPED, STRATEGIES, environment, launched, run_ranks
 from peft import PeftModel
 from small_trainings import (
     ROWS,
@@ -236,7 +236,9 @@ def test_a_run_belongs_to_the_strategy_that_can_read_its_checkpoints(
     assert sharding(args) == "ZeRO-2 on 1 processes"
 
 
-@pytest.mark.parametrize(("stage", "layers"), [("vq", ["EEGLayer"]), ("lora", ["EEGLayer", "GPT2Block"])])
+@pytest.mark.parametrize(
+    ("stage", "layers"), [("vq", ["EEGLayer"]), ("labram-masked", ["EEGLayer"]), ("lora", ["EEGLayer", "GPT2Block"])]
+)
 def test_fsdp_shares_out_the_layers_of_any_decoder(stage: str, layers: list[str]) -> None:
     assert transformer_layers(stages()[stage].model()) == layers
 
@@ -271,7 +273,7 @@ def strategy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STEPPED)
 def test_the_strategy_is_at_work(strategy: Any, stage: str) -> None:
     zero = strategy.name.startswith("zero")
     for rank in strategy.ranks:
@@ -290,7 +292,7 @@ def test_the_strategy_is_at_work(strategy: Any, stage: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STEPPED)
 def test_gradients_and_codebook_are_those_of_large_batches(strategy: Any, stage: str) -> None:
     expected = large_batches(stages()[stage], [ROWS[:4], ROWS[4:] + ROWS[:1]])
     last = [{name: step.pop(name) for name in list(step) if name.endswith("codebook")} for step in expected][-1]
@@ -303,7 +305,7 @@ def test_gradients_and_codebook_are_those_of_large_batches(strategy: Any, stage:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STEPPED)
 def test_figures_and_answers_are_those_of_one_process(strategy: Any, stage: str, tmp_path: Path) -> None:
     expected = expected_evaluation(tmp_path, stage)
     assert ("eval_mine_balanced_accuracy" in expected) == (stage in ("instruction", "lora"))
@@ -395,7 +397,7 @@ def test_a_stream_reaches_each_process_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fsdp_shares_out_every_weight_and_changes_no_gradient(tmp_path: Path) -> None:
     ranks = run_ranks(device_runs.fsdp_results, tmp_path)
-    for stage in STAGES:
+    for stage in STEPPED:
         batch = stages()[stage].collator(1)(ROWS[:4])
         batch.pop("rows")
         exact = float(stages()[stage].model().train()(**batch).loss)
@@ -405,7 +407,7 @@ def test_fsdp_shares_out_every_weight_and_changes_no_gradient(tmp_path: Path) ->
             assert found["gradients"] == ["torch.float32"]
             assert float(found["loss"]) == pytest.approx(exact, rel=2e-2)
             assert float(found["loss"]) != pytest.approx(exact, rel=1e-6)
-    for stage in (*STAGES, "unfrozen"):
+    for stage in (*STEPPED, "unfrozen"):
         model = stages()[stage].model()
         expected = large_batches(stages()[stage], [ROWS[:4]])
         state = model.state_dict()

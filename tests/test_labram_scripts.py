@@ -1,7 +1,8 @@
-"""LaBraM from prepared sets to a classifier by the scripts: tokenizer, masked modelling, fine-tuning, and their errors."""
+"""LaBraM by the scripts, from prepared sets to a classifier: tokenizer, masked modelling, fine-tuning; errors."""
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from test_recipes import REPOSITORY, script_module
 from test_train_scripts import here, results
 from tiny_labram import WIDTHS, labram_classifier, labram_vq, masked_model
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoProcessor
+from transformers.utils import logging
 
-from neurolm_hf import EEGFeatureExtractor, NeuroLMProcessor
+from neurolm_hf import EEGFeatureExtractor, NeuroLMProcessor, starting_models
 from neurolm_hf.collators import ClassificationCollator, MaskedCollator
 from neurolm_hf.metrics import balanced_accuracy
 from neurolm_hf.processing_neurolm import LABRAM_LAYOUT
 from neurolm_hf.starting_models import load_classifier, load_vq
 from neurolm_hf.storage import load_prepared
 from neurolm_hf.tasks import load_task
+from neurolm_hf.training_set import TrainingSet
 
 
 RECIPES = REPOSITORY / "recipes"
@@ -93,7 +96,8 @@ def test_the_tokenizer_is_trained_and_written(vq):
 def test_a_trained_tokenizer_is_trained_on_as_what_it_is(folders, vq, tmp_path):
     given = ["--vq", vq, "--train-data", folders["Corpus"], "--output-dir", tmp_path / "run", *SHORT]
     # a recipe's sizes must be those of the folder
-    assert here("train_vq", RECIPES / "labram-vq-cpu.yaml", *given, "--vq-config", "{}") == 0
+    unset = ["--vq-config", "{}", "--quantizer-warmup-steps", "0"]
+    assert here("train_vq", RECIPES / "labram-vq-cpu.yaml", *given, *unset) == 0
     start = results(tmp_path / "run")["provenance"]["started_from"]
     assert start["vq"] == vq
     assert start["provenance"]["recipe"] == "labram-vq-cpu.yaml"
@@ -114,22 +118,16 @@ def test_masked_modelling_is_trained_and_opens(folders, vq, pretrained):
     for entry in logged:
         assert entry["loss"] == pytest.approx(entry["masked_loss"] + entry["complement_loss"], rel=1e-3)
         assert 0 <= entry["masked_accuracy"] <= 1
-    # what it says of the validation split: the same masks each time
-    rows = [
-        {**row, "draw": (42, 0, place)}
-        for place, row in enumerate(
-            row for name in ("Workload", "Corpus") for row in load_prepared(folders[name], "validation")
-        )
-    ]
-    assert made["validation"]["eval_loss"] > 0
-    assert len(rows) == 12
+    # what it says of the validation split, whose masks are those of its rows
     processor = AutoProcessor.from_pretrained(pretrained)
     assert processor.tokenizer is None
-    batch = MaskedCollator(processor.feature_extractor)(rows)
+    parts = [(load_prepared(folders[name], "validation"), None) for name in ("Workload", "Corpus")]
+    rows = TrainingSet(parts, processor.feature_extractor)
+    batch = MaskedCollator(processor.feature_extractor)([rows[place] for place in range(len(rows))])
     with torch.no_grad():
         output = model.eval()(**{name: values for name, values in batch.items() if name != "rows"})
-    # other masks, but the same windows
-    assert made["validation"]["eval_loss"] == pytest.approx(float(output.loss), rel=0.1)
+    for name in ("loss", "masked_loss", "complement_loss"):
+        assert made["validation"][f"eval_{name}"] == pytest.approx(float(output[name]), rel=1e-4)
 
 
 def test_evaluations_mask_the_same_patches_each_time(folders, pretrained, monkeypatch, tmp_path):
@@ -186,20 +184,16 @@ def test_a_model_without_its_tokenizer_goes_on_with_it_beside(folders, vq, tmp_p
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_classifier_is_fine_tuned_and_opens(folders, pretrained, tmp_path, capsys, pooling):
-    task, output = load_task("Workload"), tmp_path / "run"
+def test_a_classifier_is_fine_tuned_and_opens(folders, pretrained, tmp_path, caplog, pooling):
+    task, output, takes_mean = load_task("Workload"), tmp_path / "run", pooling == "mean"
     given = ["--model", pretrained, "--train-data", folders["Workload"], "--output-dir", output, "--pooling", pooling]
     given += [*SHORT, "--load-best-model-at-end", "false", "--save-strategy", "steps", "--dataloader-num-workers", "0"]
+    logging.enable_propagation()
     assert here("finetune_classifier", RECIPES / "labram-finetune-base.yaml", *given) == 0
-    said = capsys.readouterr().err
-    new = ["score.weight"] + ["pooled_norm.weight"] * (pooling == "mean")
-    unused = ["mask_token", "code_head.weight"] + ["labram.transformer.norm.weight"] * (pooling == "mean")
-    new_line, unused_line = (
-        next(line for line in said.splitlines() if f"{pretrained}: {what}: " in line) for what in ("new", "not used")
-    )
-    assert all(name in new_line for name in new)
-    assert all(name in unused_line for name in unused)
-    assert ("pooled_norm" in new_line, "labram.transformer.norm" in unused_line) == ((pooling == "mean"),) * 2
+    report = dict(re.findall(r"([\w.]+)\s+\| (MISSING|UNEXPECTED)", caplog.text))
+    new = {f"{module}.{name}" for module in ("score", "pooled_norm")[: 1 + takes_mean] for name in ("weight", "bias")}
+    unused = {"labram.transformer.norm.weight", "labram.transformer.norm.bias"} if takes_mean else set()
+    assert report == dict.fromkeys(new, "MISSING") | dict.fromkeys(unused, "UNEXPECTED")
     opened = AutoModelForSequenceClassification.from_pretrained(output).eval()
     processor = AutoProcessor.from_pretrained(output)
     assert opened.config.id2label == dict(enumerate(task.classes))
@@ -230,17 +224,18 @@ def test_a_classifier_of_one_logit_stays_as_it_is(folders):
         load_classifier(folders["binary"], load_task("HMC").classes)
 
 
-def test_windows_that_are_too_long_are_told(folders, tmp_path, capsys):
-    given = ["--model", folders["masked"], "--train-data", folders["HMC"], "--output-dir", tmp_path / "run", *SHORT]
-    file = Path(folders["HMC"]) / "preparation.json"
-    assert json.loads(file.read_text())["task"] == "HMC"
-    # the sets of these tests are of 4 s, which every model reads
-    assert here("finetune_classifier", *given) == 0
-    short = EEGFeatureExtractor(**{**LABRAM_LAYOUT, "max_seconds": 2})
-    from neurolm_hf.collators import checked_signal
-
-    with pytest.raises(ValueError, match="this model reads 2 s at most"):
-        checked_signal(short, {**load_prepared(folders["HMC"], "train")[0], "recipe_id": short.recipe_id})
+@pytest.mark.parametrize("script", ["train_vq", "pretrain_masked", "finetune_classifier"])
+def test_windows_that_labram_cannot_read_are_told_by_name(folders, tmp_path, capsys, monkeypatch, script):
+    start = {
+        "train_vq": ["--from-scratch", "--architecture", "labram"],
+        "pretrain_masked": ["--model", folders["masked"]],
+        "finetune_classifier": ["--model", folders["masked"]],
+    }[script]
+    for module in (script_module("train_vq"), script_module("pretrain_masked"), starting_models):
+        monkeypatch.setitem(module.LABRAM_LAYOUT, "max_seconds", 2)
+    given = ["--train-data", folders["Workload"], "--output-dir", tmp_path / "run", *SHORT]
+    assert here(script, *start, *given) == 1
+    assert re.search(r"-\d\.edf at \d s .*the window has 4 s, and this model reads 2 s", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

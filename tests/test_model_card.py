@@ -8,6 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from labram_folders import write_labram_folders
 from published_folders import STEP, SUBJECTS, change_json, write_folders
 from safetensors.numpy import load_file
 from test_evaluation_report import compared, evaluation, of_model, result
@@ -293,6 +294,73 @@ def test_what_the_publisher_says(tuned, folders):
     assert str(folders) not in card
 
 
+# --- LaBraM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labram(tmp_path_factory):
+    return write_labram_folders(tmp_path_factory.mktemp("labram"))
+
+
+def test_cards_of_labram_say_what_it_is(labram):
+    for name, said, parts in (
+        ("tokenizer", "A neural tokenizer of [LaBraM](https://arxiv.org/abs/2405.18765) that turns every second", 2),
+        ("masked", "that turns EEG into features and predicts the codes of patches that are masked. It was never", 3),
+        ("classifier", "A [LaBraM](https://arxiv.org/abs/2405.18765) that sorts windows of EEG into classes.", 3),
+    ):
+        card = model_card(labram / name)
+        count = sum(tensor.size for tensor in load_file(labram / name / "model.safetensors").values())
+        codes = "" if name == "classifier" else ", 32 codes of 8 numbers"
+        assert said in card
+        assert f"It has {count:,} weights: an EEG encoder of {parts} layers, 100 wide{codes}.\n" in card
+        assert head_of(card)["tags"] == ["eeg", "labram"]
+        assert "jiang2024labram" in section(card, "Citation")
+        assert ("shares among its answers" in section(card, "Limits")) == (name == "classifier")
+        for wrong in ("NeuroLM", "language model", "question"):
+            assert wrong not in card.replace("neurolm_hf", ""), wrong
+
+
+def test_the_trainings_of_a_labram_in_their_order(labram, tmp_path):
+    folder = shutil.copytree(labram / "masked", tmp_path / "labram")
+    config = json.loads((folder / "config.json").read_text())
+    vq, masked = ({**STEP, "made_by": f"{name}.py of us"} for name in ("train_vq", "pretrain_masked"))
+    masked["started_from"] = {"model": None, "vq": "/home/anna/runs/labram-vq", "provenance": None}
+    config["vq_config"]["provenance"] = vq
+    tuned = STEP | {"made_by": "finetune_classifier.py of us", "started_from": {"model": "b", "provenance": masked}}
+    for provenance, titles in ((masked, []), (tuned, ["Classifier"])):
+        config["provenance"] = provenance
+        (folder / "config.json").write_text(json.dumps(config))
+        training = section(model_card(folder), "Training")
+        assert re.findall(r"^### (.*)", training, re.MULTILINE) == ["Neural tokenizer", "Masked modelling", *titles]
+        assert "from labram-vq." in training
+        assert "anna" not in training
+    # what was converted
+    files = {"labram": {"file": "labram-base.pth", "sha256": "a" * 64}, "vq": {"file": "v.pth", "sha256": "b" * 64}}
+    config |= {"provenance": files, "vq_config": config["vq_config"] | {"provenance": files["vq"]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    training = section(model_card(folder), "Training")
+    assert training.count("Weights were converted from") == 2
+    assert f"labram-base.pth (sha256 `{'a' * 64}`)" in training
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "what", "found"),
+    [
+        ("multi_label_classification", "tells which labels windows of EEG have. ", "Labels: No, Yes."),
+        ("regression", "tells values from windows of EEG. ", "Values: No, Yes."),
+    ],
+)
+def test_heads_of_other_problems(labram, tmp_path, problem_type, what, found):
+    folder = shutil.copytree(labram / "classifier", tmp_path / "labram")
+    change_json(folder / "config.json", problem_type=problem_type)
+    card = model_card(folder)
+    assert what in card
+    assert found in card
+    assert "softmax" not in card
+    assert ("sigmoid()" in card) == (found[0] == "L")
+    assert "shares among its answers" not in card
+
+
 # --- whose card it is ------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +404,7 @@ def classifiers(folders):
     change_json(folders / "classifier" / "config.json", classifier_prompts=["[SEP]Question: Is it? Answer:"])
     NeuroLMVQForSequenceClassification.from_pretrained(folders / "vq", **CLASSES).save_pretrained(folders / "of-vq")
     NeuroLMProcessor.from_pretrained(folders / "vq").save_pretrained(folders / "of-vq")
+    write_labram_folders(folders / "labram")
     (folders / "bare").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(folders / "adapter" / name, folders / "bare" / name)
@@ -352,6 +421,9 @@ def classifiers(folders):
         ("bare", "answers", "answers"),
         ("classifier", "classifier", "probabilities"),
         ("of-vq", "classifier", "probabilities"),
+        ("labram/tokenizer", "tokenizer", "codes"),
+        ("labram/masked", "features", "features"),
+        ("labram/classifier", "classifier", "probabilities"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*is shorter than the")
@@ -371,6 +443,8 @@ def test_the_code_on_the_card_runs(classifiers, name, kind, found, tmp_path, mon
         assert sum(values[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     elif found == "codes":
         assert values.shape == (1, 19 * 8)
+    elif found == "features":
+        assert values.shape == (1, 19 * 8, 100)
     else:
         assert values.sum(dim=1).tolist() == pytest.approx([1] * len(values), abs=1e-5)
         assert "Classes: No, Yes." in card

@@ -6,6 +6,7 @@ import torch
 from small_trainings import ROWS, make_processor
 from small_trainings import language_model as window_model
 from tiny import randomize, vq_config
+from tiny_labram import labram_vq
 
 from neurolm_hf import (
     NeuroLMConfig,
@@ -15,7 +16,7 @@ from neurolm_hf import (
 )
 from neurolm_hf.collators import ClassificationCollator, EEGCollator
 from neurolm_hf.probe import REGIONS, region_features, window_features
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor
 
 
 LABELLED = [{**row, "label": 0} for row in ROWS]
@@ -67,6 +68,19 @@ def test_regions_are_means_over_their_seconds_and_channels(with_head):
     for place, region in enumerate(REGIONS):
         expected = by_second[:, :, [MONTAGE.index(name) for name in region]].mean((1, 2))
         np.testing.assert_allclose(features[:, 32 * place : 32 * place + 32], expected, atol=1e-5)
+
+
+def test_regions_of_labram_are_the_same_channels():
+    model, rows = labram_vq(), montage_rows()
+    collate = EEGCollator(EEGFeatureExtractor(**LABRAM_LAYOUT))
+    features = region_features(model, collate, rows, batch_size=2)
+    batch = collate(rows)
+    with torch.no_grad():
+        encoded = model.encode(**{name: values for name, values in batch.items() if name != "rows"}).features
+    by_channel = encoded.view(3, len(MONTAGE), 2, 100).mean(2)
+    for place, region in enumerate(REGIONS):
+        expected = by_channel[:, [MONTAGE.index(name) for name in region]].mean(1)
+        np.testing.assert_allclose(features[:, 100 * place : 100 * place + 100], expected, atol=1e-5)
 
 
 def test_a_window_without_a_region_and_no_windows_are_refused():

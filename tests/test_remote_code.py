@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from golden import golden, language_model, metadata, recording, tokenizer_model
+from labram_folders import LABRAM, write_labram_folders
 from safetensors.torch import load_file, save_file
+from tiny import EEG
+from tiny_labram import labram_batch, labram_vq, masked_model
 
 from neurolm_hf import EEGFeatureExtractor, NeuroLMProcessor, NeuroLMVQForPreTraining, NeuroLMVQModel
 from neurolm_hf.processing_neurolm import train_text_tokenizer
@@ -22,6 +25,7 @@ from neurolm_hf.processing_neurolm import train_text_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 CODE = {"configuration_neurolm.py", "layers_neurolm.py", "modeling_neurolm.py", "pipeline_neurolm.py"}
+LABRAM_CODE = {"configuration_labram.py", "configuration_neurolm.py", "layers_neurolm.py", "modeling_labram.py"}
 PROCESSING = {
     "checks_neurolm.py",
     "filtering_neurolm.py",
@@ -324,6 +328,102 @@ def test_the_adversary_opens_without_the_package(tmp_path, saved):
     assert all(torch.equal(theirs[name], tensor) for name, tensor in whole.state_dict().items())
 
 
+# --- LaBraM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labram_folders(tmp_path_factory):
+    # the golden recordings are filtered already
+    return write_labram_folders(tmp_path_factory.mktemp("labram"), do_filter=False, do_notch=False)
+
+
+def test_what_is_in_a_folder_of_labram(labram_folders):
+    for name in LABRAM:
+        files = {path.name for path in (labram_folders / name).iterdir()}
+        assert files == LABRAM_CODE | PROCESSING | {"config.json", "model.safetensors"}
+        for file in [file for file in files if file.endswith(".py")]:
+            assert (labram_folders / name / file).read_bytes() == (REPOSITORY / "neurolm_hf" / file).read_bytes()
+
+
+def test_folders_of_labram_open_without_the_package(labram_folders, tmp_path):
+    samples = (EEG((4, 8), 2, seed=1), EEG((1, 4, 6), 3, seed=2))
+    save_file(labram_batch(*samples), tmp_path / "inputs.safetensors")
+    save_file({"raw": golden("inputs")[f"raw_uv.{SAMPLE}"]}, tmp_path / "raw.safetensors")
+    recording_arguments = {name: ARGUMENTS[name] for name in ("ch_names", "sampling_rate", "unit")}
+    printed, complaints = run(
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        raw, arguments = load_file(sys.argv[3])["raw"].numpy(), json.loads(sys.argv[4])
+        outputs = {}
+        for name, auto_class in (
+            ("tokenizer", AutoModel), ("masked", AutoModelForPreTraining),
+            ("classifier", AutoModelForSequenceClassification),
+        ):
+            home = f"{folder}/{name}"
+            config = AutoConfig.from_pretrained(home, **trust)
+            model = auto_class.from_pretrained(home, **trust)
+            extractor = AutoFeatureExtractor.from_pretrained(home, **trust)
+            processor = AutoProcessor.from_pretrained(home, **trust)
+            print(type(config).__name__, type(model).__name__, extractor.token_order, processor.tokenizer)
+            assert all(type(one).__module__.startswith("transformers_modules") for one in (config, model, processor))
+            made = processor(eeg=raw, return_tensors="pt", **arguments)
+            torch.manual_seed(0)
+            with torch.no_grad():
+                of_batch, of_recording = model(**inputs), model(**made)
+            outputs |= {f"{name}.{key}": of_batch[key] for key in of_batch if of_batch[key].ndim > 1}
+            if name != "classifier":
+                outputs[f"{name}.made"] = processor.tokenize_eeg(raw, model, **arguments)
+            else:
+                assert of_recording.logits.shape == (1, 2)
+            if name == "masked":
+                assert not model.vq.training and not any(p.requires_grad for p in model.vq.parameters())
+            model.save_pretrained(f"{sys.argv[6]}/{name}")
+            processor.save_pretrained(f"{sys.argv[6]}/{name}")
+            half = auto_class.from_pretrained(f"{sys.argv[6]}/{name}", dtype=torch.bfloat16, **trust)
+            full = [key for key, value in half.state_dict().items() if value.dtype == torch.float32]
+            assert all(".quantizer." in key or ".to_codebook." in key for key in full), full
+            assert bool(full) == (name != "classifier")
+        base = AutoModel.from_pretrained(f"{folder}/masked", **trust)
+        print(type(base).__name__)
+        save_file({key: value.contiguous() for key, value in outputs.items()}, sys.argv[5])
+        """,
+        labram_folders,
+        tmp_path / "inputs.safetensors",
+        tmp_path / "raw.safetensors",
+        json.dumps(recording_arguments),
+        tmp_path / "outputs.safetensors",
+        tmp_path / "again",
+        cache=tmp_path,
+    )
+    assert printed.split() == [
+        *("LaBraMVQConfig", "LaBraMVQModel", "channel_major", "None"),
+        *("LaBraMConfig", "LaBraMForMaskedEEGModeling", "channel_major", "None"),
+        *("LaBraMConfig", "LaBraMForSequenceClassification", "channel_major", "None", "LaBraMModel"),
+    ]
+    # the heads that LaBraMModel leaves out are known; nothing is made up
+    assert_no_weights_missed(complaints)
+    theirs = load_file(tmp_path / "outputs.safetensors")
+    for name, make in LABRAM.items():
+        model = make()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            ours = model(**labram_batch(*samples))
+        for key in [key for key in ours if ours[key].ndim > 1]:
+            assert torch.equal(theirs[f"{name}.{key}"], ours[key]), key
+        again, first = (
+            {path.name: path.read_bytes() for path in (folder / name).iterdir() if path.name != "config.json"}
+            for folder in (tmp_path / "again", labram_folders)
+        )
+        assert again == first
+    # codes of a recording: by the tokenizer alone, and by the one within the masked model
+    made = NeuroLMProcessor.from_pretrained(labram_folders / "tokenizer")(
+        eeg=golden("inputs")[f"raw_uv.{SAMPLE}"].numpy(), return_tensors="pt", **recording_arguments
+    )
+    assert torch.equal(theirs["tokenizer.made"], labram_vq().encode(**made).codes)
+    assert torch.equal(theirs["masked.made"], masked_model().get_eeg_codes(**made))
+
+
 # --- with the package ------------------------------------------------------------------------------------------------
 
 
@@ -350,18 +450,27 @@ def test_importing_the_package_is_cheap(tmp_path):
         "from neurolm_hf.processing_neurolm import NeuroLMProcessor; import transformers",
     ],
 )
-def test_with_the_package_no_remote_code_is_needed(imports, saved, tmp_path):
+def test_with_the_package_no_remote_code_is_needed(imports, saved, labram_folders, tmp_path):
     code = """
     import sys, neurolm_hf
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoProcessor
+    from transformers import AutoModelForPreTraining, AutoModelForSequenceClassification
     classes = [AutoConfig, AutoModel, AutoFeatureExtractor, AutoProcessor]
-    for folder, auto_classes in ((sys.argv[1], [*classes, AutoModelForCausalLM]), (sys.argv[2], classes)):
+    labram = sys.argv[3]
+    for folder, auto_classes in (
+        (sys.argv[1], [*classes, AutoModelForCausalLM]),
+        (sys.argv[2], classes),
+        (f"{labram}/tokenizer", classes),
+        (f"{labram}/masked", [*classes, AutoModelForPreTraining]),
+        (f"{labram}/classifier", [*classes, AutoModelForSequenceClassification]),
+    ):
         for auto_class in auto_classes:
             one = auto_class.from_pretrained(folder)
             assert type(one) is getattr(neurolm_hf, type(one).__name__), type(one)
     """
     code = imports + "\n" + textwrap.dedent(code)
-    _, complaints = run(code, saved[0], tokenizer_folder(tmp_path), cache=tmp_path, alone=False)
+    folders = saved[0], tokenizer_folder(tmp_path), labram_folders
+    _, complaints = run(code, *folders, cache=tmp_path, alone=False)
     assert "trust_remote_code" not in complaints
 
 

@@ -1,9 +1,12 @@
-"""Tiny LaBraM models for the tests; 100 is the smallest width, 25 positions of four channels."""
+"""Tiny LaBraM models and batches for the tests; 100 is the smallest width, 25 positions of four channels.
+
+A sample is an `EEG` of `tiny.py`, whose channels are rows of LaBraM's table here: they begin at 1.
+"""
 
 from typing import Any
 
 import torch
-from tiny import randomize
+from tiny import EEG, PATCH_SIZE, randomize
 
 from neurolm_hf.configuration_labram import LaBraMConfig, LaBraMVQConfig
 from neurolm_hf.modeling_labram import (
@@ -41,3 +44,19 @@ def labram_classifier(**changes: Any) -> LaBraMForSequenceClassification:
     torch.manual_seed(0)
     values = {"num_labels": 2, "problem_type": "single_label_classification", "vq_config": None}
     return randomize(LaBraMForSequenceClassification(labram_config(**{**values, **changes})), scale=0.05)
+
+
+def labram_batch(*samples: EEG, extra_padding: int = 0, padding_side: str = "right") -> dict[str, torch.Tensor]:
+    """Inputs channel-major, padded with zeros to the longest sample and `extra_padding` patches more."""
+    length = max(sample.patches for sample in samples) + extra_padding
+    ids = torch.zeros(3, len(samples), length, dtype=torch.long)
+    values = torch.zeros(len(samples), length, PATCH_SIZE)
+    for row, sample in enumerate(samples):
+        start = 0 if padding_side == "right" else length - sample.patches
+        real = slice(start, start + sample.patches)
+        values[row, real] = sample.values().unflatten(0, (sample.seconds, -1)).transpose(0, 1).flatten(0, 1)
+        ids[0, row, real] = torch.tensor(sample.channels).repeat_interleave(sample.seconds)
+        ids[1, row, real] = torch.arange(sample.seconds).repeat(len(sample.channels))
+        ids[2, row, real] = 1
+    names = ("input_values", "eeg_channel_ids", "eeg_time_ids", "eeg_attention_mask")
+    return dict(zip(names, (values, *ids), strict=True))
