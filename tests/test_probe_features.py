@@ -42,7 +42,7 @@ def folders(tmp_path_factory):
     made["classifier"] = root / "classifier"
     trained.save_pretrained(made["classifier"])
     processor.save_pretrained(made["classifier"])
-    made["labram"] = write_labram_folders(root) / "masked"
+    made["labram"] = write_labram_folders(root / "labrams") / "masked"
     return {name: str(folder) for name, folder in made.items()}
 
 
