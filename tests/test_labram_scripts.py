@@ -247,6 +247,7 @@ def test_windows_that_labram_cannot_read_are_told_by_name(folders, tmp_path, cap
             [*("--from-scratch", "--architecture", "labram"), "--text-model", "{gpt2}", "--text-data", "{gpt2}"],
             "has no text adversary",
         ),
+        ("train_vq", ["--from-scratch", "--label-smoothing-factor", "0.1"], "is for classifiers of single labels"),
         ("train_vq", ["--vq", "{neurolm-vq}", "--architecture", "labram"], "is a tokenizer of neurolm"),
         ("train_vq", ["--vq", "{masked}"], "is a LaBraM, not the neural tokenizer"),
         (
