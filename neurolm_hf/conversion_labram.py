@@ -136,7 +136,7 @@ def convert_labram(
     report = ConversionReport()
     if checkpoint.must_be(Kind.LABRAM, Kind.LABRAM_CLASSIFIER) is Kind.LABRAM_CLASSIFIER:
         if vq_source is not None:
-            raise ValueError(f"{checkpoint.path}: is fine-tuned and needs no codes: leave {vq_source} out.")
+            raise ValueError(f"{checkpoint.path}: is fine-tuned and needs no codes: leave the tokenizer out (`--vq`).")
         return _convert_classifier(checkpoint, classes, config_fields, report), report
     if classes is not None:
         raise ValueError(f"{checkpoint.path}: is not fine-tuned, it has no head whose classes have names.")
