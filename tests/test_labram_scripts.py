@@ -11,7 +11,7 @@ import pytest
 import torch
 from stage_folders import write_sets, write_text_model, write_tokenizer, write_vq
 from test_recipes import REPOSITORY, script_module
-from test_train_scripts import here, results
+from test_train_scripts import figures, here, results
 from tiny_labram import WIDTHS, labram_classifier, labram_vq, masked_model
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoProcessor
 from transformers.utils import logging
@@ -181,6 +181,34 @@ def test_a_model_without_its_tokenizer_goes_on_with_it_beside(folders, vq, tmp_p
     # three steps have moved it a little
     for name, tensor in start.labram.state_dict().items():
         torch.testing.assert_close(made.labram.state_dict()[name], tensor, atol=1e-3, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("script", ["train_vq", "pretrain_masked", "finetune_classifier"])
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [
+        (["--activation-checkpointing"], 1e-6),
+        (["--torch-compile", "--torch-compile-backend", "eager"], 1e-5),
+        (["--bf16"], 0.05),
+    ],
+    ids=["checkpointing", "compiled", "bf16"],
+)
+def test_what_saves_time_or_memory_changes_no_figure(folders, tmp_path, script, option, tolerance):
+    start = {
+        "train_vq": ["--from-scratch", "--architecture", "labram", "--vq-config", TINY_VQ],
+        "pretrain_masked": ["--model", folders["masked"]],
+        "finetune_classifier": ["--model", folders["masked"], "--layer-decay", "0.65"],
+    }[script]
+    given = [*start, "--train-data", folders["Workload"], *SHORT, "--max-steps", "2"]
+    torch.compiler.reset()
+    assert here(script, *given, "--output-dir", tmp_path / "plain") == 0
+    assert here(script, *given, *option, "--output-dir", tmp_path / "given") == 0
+    torch.compiler.reset()
+    plain, other = figures(tmp_path / "plain"), figures(tmp_path / "given")
+    assert len(plain) == 5
+    assert other == pytest.approx(plain, rel=tolerance)
+    if option == ["--bf16"]:
+        assert other != plain
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
