@@ -151,20 +151,27 @@ def test_evaluations_mask_the_same_patches_each_time(folders, pretrained, monkey
     assert any(len(set(found)) > 1 for row, found in masks.items() if row.startswith("train"))
 
 
-def test_a_stopped_run_ends_with_the_same_weights(folders, vq, tmp_path, capsys, monkeypatch):
-    given = ["--from-scratch", "--vq", vq, "--labram-config", TINY, "--use-cpu", "--max-steps", "5"]
-    given += ["--per-device-train-batch-size", "4", "--train-data", folders["Workload"]]
-    assert here("pretrain_masked", *given, "--output-dir", tmp_path / "whole") == 0
+@pytest.mark.parametrize("script", ["pretrain_masked", "finetune_classifier"])
+def test_a_stopped_run_ends_with_the_same_weights(folders, vq, tmp_path, capsys, monkeypatch, script):
+    """With the same masks; and with a state of the optimiser in many groups, and blocks left out at random."""
+    start = {
+        "pretrain_masked": ["--from-scratch", "--vq", vq, "--labram-config", TINY],
+        "finetune_classifier": [*("--model", folders["masked"]), "--layer-decay", "0.65", "--drop-path", "0.5"],
+    }[script]
+    given = [*start, "--use-cpu", "--max-steps", "5", "--per-device-train-batch-size", "4"]
+    given += ["--train-data", folders["Workload"]]
+    assert here(script, *given, "--output-dir", tmp_path / "whole") == 0
+    collator = {"pretrain_masked": MaskedCollator, "finetune_classifier": ClassificationCollator}[script]
 
-    class Preempted(MaskedCollator):
+    class Preempted(collator):
         def __call__(self, rows):
             os.kill(os.getpid(), signal.SIGTERM)
             return super().__call__(rows)
 
     with monkeypatch.context() as context:
-        context.setattr(script_module("pretrain_masked"), "MaskedCollator", Preempted)
-        assert here("pretrain_masked", *given, "--output-dir", tmp_path / "stopped") == 143
-    assert here("pretrain_masked", *given, "--output-dir", tmp_path / "stopped") == 0
+        context.setattr(script_module(script), collator.__name__, Preempted)
+        assert here(script, *given, "--output-dir", tmp_path / "stopped") == 143
+    assert here(script, *given, "--output-dir", tmp_path / "stopped") == 0
     assert "going on from step 1 of 5" in capsys.readouterr().out
     whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped
@@ -183,7 +190,10 @@ def test_a_model_without_its_tokenizer_goes_on_with_it_beside(folders, vq, tmp_p
         torch.testing.assert_close(made.labram.state_dict()[name], tensor, atol=1e-3, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("script", ["train_vq", "pretrain_masked", "finetune_classifier"])
+@pytest.mark.parametrize(
+    "script",
+    ["pretrain_masked", *(pytest.param(one, marks=pytest.mark.slow) for one in ("train_vq", "finetune_classifier"))],
+)
 @pytest.mark.parametrize(
     ("option", "tolerance"),
     [
