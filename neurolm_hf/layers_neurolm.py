@@ -14,10 +14,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, logging
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_neurolm import CleanUploads
 
 
 logger = logging.get_logger(__name__)
@@ -441,6 +445,34 @@ class VectorQuantizer(nn.Module):
         self.cluster_size.copy_(torch.bincount(self.lookup(vectors), minlength=size))
 
 
+def recorders(part: str) -> dict[str, OutputRecorder]:
+    """What transformers records as hidden states and attentions: of the blocks whose names hold `part`."""
+    return {
+        "hidden_states": OutputRecorder(EEGLayer, layer_name=part),
+        "attentions": OutputRecorder(EEGAttention, index=1, layer_name=part),
+    }
+
+
+class EEGPreTrainedModel(CleanUploads, PreTrainedModel):
+    """Loading, saving and initialisation of all models that are made of these layers."""
+
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    # Losses with different denominators: a plain Trainer must average micro-batches, not rescale by a token count.
+    # `neurolm_hf.training.NeuroLMTrainer` gives `num_items_in_batch` as `count_loss_items` counts.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _supports_flex_attn = True
+    _no_split_modules = ["EEGLayer"]
+    _keep_in_fp32_modules_strict = FLOAT32_MODULES
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_layer(module)
+
+
 class NeuralTokenizer:
     """What the two neural tokenizers share: a codebook that moves once a step, and losses of each real patch.
 
@@ -459,14 +491,22 @@ class NeuralTokenizer:
         """Leaves out of the next [`update_codebook`] all that this rank has seen and sees until then."""
         self.encoder.quantizer.drop_step()
 
-    def _vectors(self, codes: torch.Tensor | None, quantized: torch.Tensor | None) -> torch.Tensor:
+    def _vectors(
+        self,
+        codes: torch.Tensor | None,
+        quantized: torch.Tensor | None,
+        channel_ids: torch.Tensor | None,
+        time_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
         """What a decoder reads: the vectors `quantized`, or those of `codes`.
 
         Raises:
-            ValueError: unless exactly one of the two is given.
+            ValueError: unless exactly one of the two is given, and both ids.
         """
         if (codes is None) == (quantized is None):
             raise ValueError("Give `decode` either `codes` or `quantized`.")
+        if channel_ids is None or time_ids is None:
+            raise ValueError("`decode` needs `eeg_channel_ids` and `eeg_time_ids`, (batch, patches), as `encode`.")
         if codes is None:
             return cast(torch.Tensor, quantized)
         return F.embedding(codes.clamp(min=0), self.encoder.quantizer.codebook)

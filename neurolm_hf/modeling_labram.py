@@ -13,20 +13,17 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_labram import LaBraMConfig, LaBraMVQConfig
-from .configuration_neurolm import CleanUploads
 from .layers_neurolm import (
-    FLOAT32_MODULES,
-    EEGAttention,
     EEGClassifierOutput,
     EEGLayer,
+    EEGPreTrainedModel,
     NeuralTokenizer,
     PatchEmbedding,
     VectorQuantizer,
@@ -35,11 +32,11 @@ from .layers_neurolm import (
     check_patches,
     check_shapes,
     denominators,
-    init_layer,
     mean_over,
     patch_errors,
     quantize_features,
     real_patches,
+    recorders,
     tanh_head,
     zscore,
 )
@@ -203,23 +200,10 @@ class LaBraMTransformer(nn.Module):
         return hidden_states if self.norm is None else self.norm(hidden_states)
 
 
-class _LaBraMWeights(CleanUploads, PreTrainedModel):
-    """Loading, saving, initialisation and what an optimiser asks, of all models of this file."""
+class _LaBraMWeights(EEGPreTrainedModel):
+    """Initialisation, and what an optimiser asks, of all models of this file."""
 
-    main_input_name = "input_values"
-    supports_gradient_checkpointing = True
-    # Losses with different denominators: a plain Trainer must average micro-batches, not rescale by a token count.
-    # `neurolm_hf.training.NeuroLMTrainer` gives `num_items_in_batch` as `count_loss_items` counts.
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_flash_attn = False
-    _supports_flex_attn = True
-    _no_split_modules = ["EEGLayer"]
-    _keep_in_fp32_modules_strict = FLOAT32_MODULES
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(EEGLayer, layer_name="transformer."),
-        "attentions": OutputRecorder(EEGAttention, index=1, layer_name="transformer."),
-    }
+    _can_record_outputs = recorders("transformer.")
 
     # Initial weights are drawn up to so far from 0, in their standard deviations, and the convolutions' like all
     # others; None: as far as they fall, and the convolutions' as torch draws them. A model within another has its own.
@@ -228,7 +212,6 @@ class _LaBraMWeights(CleanUploads, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        init_layer(module)
         if isinstance(module, nn.Linear):
             if (bound := getattr(module, "initial_bound", None)) is not None:
                 for values in module.parameters():
@@ -288,10 +271,7 @@ class LaBraMVQPreTrainedModel(_LaBraMWeights):
     config: LaBraMVQConfig
     config_class = LaBraMVQConfig
     base_model_prefix = "vq"
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(EEGLayer, layer_name="encoder."),
-        "attentions": OutputRecorder(EEGAttention, index=1, layer_name="encoder."),
-    }
+    _can_record_outputs = recorders("encoder.")
 
 
 class LaBraMEEGEncoder(LaBraMVQPreTrainedModel):
@@ -411,9 +391,7 @@ class LaBraMVQModel(NeuralTokenizer, LaBraMVQPreTrainedModel):
         Raises:
             ValueError: unless exactly one of `codes` and `quantized` is given, and both ids.
         """
-        quantized = self._vectors(codes, quantized)
-        if eeg_channel_ids is None or eeg_time_ids is None:
-            raise ValueError("`decode` needs `eeg_channel_ids` and `eeg_time_ids`, (batch, patches), as `encode`.")
+        quantized = self._vectors(codes, quantized, eeg_channel_ids, eeg_time_ids)
         mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
         return self.decoder(quantized, eeg_channel_ids, eeg_time_ids, mask)
 

@@ -33,17 +33,16 @@ from transformers.utils import (
     is_peft_available,
     logging,
 )
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_neurolm import CleanUploads, NeuroLMConfig, NeuroLMVQConfig
+from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
 from .layers_neurolm import (
-    FLOAT32_MODULES,
     IGNORE_INDEX,
     PADDING_CODE,
-    EEGAttention,
     EEGClassifierOutput,
     EEGEmbedding,
     EEGLayer,
+    EEGPreTrainedModel,
     NeuralTokenizer,
     PatchEmbedding,
     VectorQuantizer,
@@ -52,11 +51,11 @@ from .layers_neurolm import (
     check_patches,
     check_shapes,
     denominators,
-    init_layer,
     mean_over,
     patch_errors,
     quantize_features,
     real_patches,
+    recorders,
     tanh_head,
     zscore,
 )
@@ -229,31 +228,13 @@ class NeuroLMVQTransformer(nn.Module):
         return self.norm(hidden_states)
 
 
-class NeuroLMVQPreTrainedModel(CleanUploads, PreTrainedModel):
+class NeuroLMVQPreTrainedModel(EEGPreTrainedModel):
     """Loading, saving and initialisation of the neural tokenizer's models."""
 
     config: NeuroLMVQConfig
     config_class = NeuroLMVQConfig
     base_model_prefix = "vq"
-    main_input_name = "input_values"
-    supports_gradient_checkpointing = True
-    # Losses with different denominators: a plain Trainer must average micro-batches, not rescale by a token count.
-    # `neurolm_hf.training.NeuroLMTrainer` gives `num_items_in_batch` as `count_loss_items` counts.
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_flash_attn = False
-    _supports_flex_attn = True
-    _no_split_modules = ["EEGLayer"]
-    _keep_in_fp32_modules_strict = FLOAT32_MODULES
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(EEGLayer, layer_name="encoder."),
-        "attentions": OutputRecorder(EEGAttention, index=1, layer_name="encoder."),
-    }
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        init_layer(module)
+    _can_record_outputs = recorders("encoder.")
 
 
 class NeuroLMEEGEncoder(NeuroLMVQPreTrainedModel):
@@ -367,9 +348,7 @@ class NeuroLMVQModel(NeuralTokenizer, NeuroLMVQPreTrainedModel):
         Raises:
             ValueError: unless exactly one of `codes` and `quantized` is given, and both ids.
         """
-        quantized = self._vectors(codes, quantized)
-        if eeg_channel_ids is None or eeg_time_ids is None:
-            raise ValueError("`decode` needs `eeg_channel_ids` and `eeg_time_ids`, (batch, patches), as `encode`.")
+        quantized = self._vectors(codes, quantized, eeg_channel_ids, eeg_time_ids)
         mask = None if eeg_attention_mask is None else eeg_attention_mask.bool()
         return NeuroLMVQDecoderOutput(
             frequency=self.frequency_decoder(quantized, eeg_channel_ids, eeg_time_ids, mask),
@@ -602,28 +581,18 @@ class NeuroLMVQForSequenceClassification(WindowClassifier, NeuroLMVQPreTrainedMo
         return EEGClassifierOutput(**self._classify(pooled, labels, num_items_in_batch, smoothing))
 
 
-class NeuroLMPreTrainedModel(CleanUploads, PreTrainedModel):
+class NeuroLMPreTrainedModel(EEGPreTrainedModel):
     """Loading, saving and initialisation of the language model's classes."""
 
     config: NeuroLMConfig
     config_class = NeuroLMConfig
     base_model_prefix = "model"
+    main_input_name = "input_ids"
     input_modalities = ["audio", "text"]
-    supports_gradient_checkpointing = True
-    # EEG and text targets have denominators of their own: see NeuroLMVQPreTrainedModel
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
     # flash attention ignores masks with blocks, so the staircase would silently be lost
     _supports_flash_attn = False
-    _supports_flex_attn = True
     _no_split_modules = ["NeuroLMEEGEncoder"]
     _skip_keys_device_placement = ["past_key_values"]
-    _keep_in_fp32_modules_strict = FLOAT32_MODULES
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        init_layer(module)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
