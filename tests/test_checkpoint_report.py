@@ -141,9 +141,8 @@ def test_a_page_of_labrams_tokenizer_shows_its_spectra(tmp_path: Path, monkeypat
     drawn: list[Any] = []
     draw = figures.plot_amplitudes
     monkeypatch.setattr(figures, "plot_amplitudes", lambda *given: drawn.append(given) or draw(*given))
-    page = write_checkpoint_report(
-        str(tmp_path / "tokenizer"), str(tmp_path / "corpus"), tmp_path / "out", split="train"
-    )
+    tokenizer, corpus = str(tmp_path / "tokenizer"), str(tmp_path / "corpus")
+    page = write_checkpoint_report(tokenizer, corpus, tmp_path / "out", split="train")
     text, headings = checked(page)
     assert headings[1:4] == ["Codebook", "Map of the codes", "Reconstructions"]
     assert "16 patches of 2 windows." in text
