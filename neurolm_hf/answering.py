@@ -125,8 +125,9 @@ class Classifying(Answering):
         reads_question(self.config, task, self.source)
 
     def doubts(self, given: EvaluationSet) -> list[str]:
-        """Why classes may mean nothing: another task, a question left out, or people whom the model was trained on."""
-        data = (self.config.provenance or {}).get("data")
+        """Why classes may mean nothing: another task, channels or text than in training, or people who were in it."""
+        provenance = self.config.provenance or {}
+        data = provenance.get("data")
         tasks = {str(one.get("task")) for one in data if isinstance(one, dict)} if isinstance(data, list) else set()
         found = []
         if not tasks:
@@ -138,6 +139,11 @@ class Classifying(Answering):
             found.append(
                 "The model does not say whether it was trained with a question behind the EEG: none was asked."
             )
+        # of a released LaBraM, as its conversion found them
+        if untrained := set(provenance.get("untrained_channels") or ()):
+            read = {name for channels, _ in _shapes(given.rows) for name in channels}
+            if names := sorted(untrained & read):
+                found.append(f"No training has moved the model's rows of the channels {', '.join(names)}.")
         return found + doubts_of_subjects(self.config, given)
 
 
@@ -188,9 +194,14 @@ def open_any(source: str, task: Task, device: str = "cpu") -> Answering:
     Raises:
         ValueError, OSError, ImportError: what `open_model` and `load_classifier` refuse.
     """
-    if not is_adapter(source):
-        model_type(source)  # which says what is wrong where there is no model
+    # where there is no model, the first of these says what is wrong
+    kind = None if is_adapter(source) else model_type(source)
     if not is_classifier(source):
+        if kind in ("neurolm_vq", "labram"):
+            raise ValueError(
+                f"{source} is a {kind} without a head, which answers nothing: train one with "
+                "scripts/finetune_classifier.py."
+            )
         return open_model(source, device)
     model: Any
     model, processor = load_classifier(source, task.classes)
@@ -279,10 +290,7 @@ def check_set(given: EvaluationSet, answering: Answering) -> None:
     """
     check_recipe(given, answering)
     answering.check_task(given.task)
-    lengths, places = signal_lengths(given.rows), dict[tuple[tuple[str, ...], int], int]()
-    for place, row in enumerate(given.rows.select_columns(["channels"])):
-        places.setdefault((tuple(row["channels"]), int(lengths[place])), place)
-    for row in (given.rows[place] for place in places.values()):
+    for row in (given.rows[place] for place in _shapes(given.rows).values()):
         try:
             next(answering.score([row], given.task, 1))
         except ValueError as error:
@@ -309,6 +317,14 @@ def reads_question(config: Any, task: Task, source: str) -> bool | None:
         texts = ", ".join(map(repr, known))
         raise ValueError(f"{source} was trained with {texts} behind the EEG, not with {task.prompt()!r}.")
     return None if known is None else bool(known)
+
+
+def _shapes(rows: Any) -> dict[tuple[tuple[str, ...], int], int]:
+    """(channels, values of the signal) of windows -> place of the first of them; no signal is read."""
+    lengths, places = signal_lengths(rows), dict[tuple[tuple[str, ...], int], int]()
+    for place, row in enumerate(rows.select_columns(["channels"])):
+        places.setdefault((tuple(map(str, row["channels"])), int(lengths[place])), place)
+    return places
 
 
 def _to_device(model: Any, device: str) -> Any:

@@ -13,7 +13,6 @@ from .channels_neurolm import CHANNEL_VOCABULARY
 from .configuration_labram import LaBraMConfig, LaBraMVQConfig
 from .modeling_labram import LaBraMForMaskedEEGModeling, LaBraMForSequenceClassification, LaBraMVQModel
 from .released_files import (
-    LABRAM_VALUES,
     Checkpoint,
     ConversionReport,
     Kind,
@@ -32,6 +31,7 @@ VQ_HEADS = 10
 # Pre-training draws the channel rows up to so far from 0, and does not decay them: those of channels that it never saw
 # stay there.
 INITIAL_REACH = 0.02
+CHANNEL_ROWS = "labram.transformer.channel_embedding.weight"
 
 BLOCK = r"^blocks\.(\d+)\."
 LAYER = r"transformer.layers.\1."
@@ -78,14 +78,14 @@ MASKED_PARTS: list[Part] = [
     ("lm_head.", "code_head.", []),
 ]
 MASKED_DROPPED = {
-    "logit_scale": "a scale of which the published code has no class: logit_scale",
+    "logit_scale": "logit_scale, which no published class has",
     **dict.fromkeys(
         ("student.lm_head.weight", "student.lm_head.bias"),
-        "the student's own head, student.lm_head, which pre-training never uses or trains",
+        "student.lm_head, which pre-training neither uses nor trains",
     ),
     **dict.fromkeys(
         ("projection_head.0.weight", "projection_head.0.bias"),
-        "a head, projection_head, that pre-training never uses or trains",
+        "projection_head, which pre-training neither uses nor trains",
     ),
 }
 
@@ -107,7 +107,7 @@ def convert_labram_vq(source: str | Path | Checkpoint, **config_fields: Any) -> 
     Raises:
         ValueError: for tensors that are unknown, missing or of another shape.
     """
-    model, state, report = _map_vq(read_checkpoint(source, "vqnsp*.pth", values=LABRAM_VALUES), config_fields)
+    model, state, report = _map_vq(read_checkpoint(source, "vqnsp*.pth"), config_fields)
     fill_model(model, state)
     return model, report
 
@@ -132,15 +132,15 @@ def convert_labram(
         ValueError: for tensors that are unknown, missing or of another shape, for a `vqnsp.pth` with another number of
             codes or beside a fine-tuned encoder, and for classes that do not fit the head.
     """
-    checkpoint = read_checkpoint(source, "labram*.pth", values=LABRAM_VALUES)
+    checkpoint = read_checkpoint(source, "labram*.pth")
     report = ConversionReport()
     if checkpoint.must_be(Kind.LABRAM, Kind.LABRAM_CLASSIFIER) is Kind.LABRAM_CLASSIFIER:
         if vq_source is not None:
-            raise ValueError(f"{checkpoint.path}: is fine-tuned and needs no codes: leave {vq_source} out.")
+            raise ValueError(f"{checkpoint.path}: is fine-tuned and needs no codes: leave the tokenizer out (`--vq`).")
         return _convert_classifier(checkpoint, classes, config_fields, report), report
     if classes is not None:
         raise ValueError(f"{checkpoint.path}: is not fine-tuned, it has no head whose classes have names.")
-    vq_checkpoint = None if vq_source is None else read_checkpoint(vq_source, "vqnsp*.pth", values=LABRAM_VALUES)
+    vq_checkpoint = None if vq_source is None else read_checkpoint(vq_source, "vqnsp*.pth")
     return _convert_masked(checkpoint, vq_checkpoint, config_fields, report), report
 
 
@@ -151,26 +151,29 @@ def _convert_masked(
     report: ConversionReport,
 ) -> LaBraMForMaskedEEGModeling:
     state = rename_tensors(checkpoint, MASKED_PARTS, MASKED_DROPPED, report)
-    provenance: dict[str, Any] = {"labram": checkpoint.provenance}
     codes = checkpoint.shape("lm_head.weight", 2)[0]
     vq_config = None
     if vq_checkpoint is None:
         report.missing.append("the codes of its own input: the tokenizer that gives them is in vqnsp.pth (`--vq`)")
     else:
         vq_config = _add_tokenizer(state, vq_checkpoint, checkpoint, codes, report)
-        provenance["vq"] = vq_checkpoint.provenance
-    provenance["untrained_channels"] = _report_untrained(checkpoint, "student.", report)
     with naming(checkpoint.path):
         config = LaBraMConfig(
-            **_encoder_fields(checkpoint, "student."),
-            codebook_size=codes,
-            vq_config=vq_config,
-            provenance=provenance,
-            **config_fields,
+            **_encoder_fields(checkpoint, "student."), codebook_size=codes, vq_config=vq_config, **config_fields
         )
     with torch.device("meta"):
         model = LaBraMForMaskedEEGModeling(config)
     check_tensors(model, state, checkpoint.path)
+    has_initial_cls, report.untrained = _initial_rows(state[CHANNEL_ROWS])
+    if has_initial_cls:
+        report.missing.append(
+            "a trained row of the cls token: in pre-training it stands at the first channel, so that a classifier "
+            "starts from row 0 as it was drawn"
+        )
+    origins = {"labram": checkpoint.provenance}
+    if vq_checkpoint is not None:
+        origins["vq"] = vq_checkpoint.provenance
+    model.config.provenance = {**origins, "untrained_channels": report.untrained}
     fill_model(model, state)
     model.freeze_tokenizer()
     return model
@@ -181,23 +184,30 @@ def _convert_classifier(
 ) -> LaBraMForSequenceClassification:
     state = rename_tensors(checkpoint, CLASSIFIER_PARTS, {}, report)
     outputs = checkpoint.shape("head.weight", 2)[0]
-    provenance: dict[str, Any] = {"labram": checkpoint.provenance}
-    # that there are none says nothing here: an encoder that was never pre-trained starts elsewhere
-    if untrained := _report_untrained(checkpoint, "", report):
-        provenance["untrained_channels"] = untrained
     with naming(checkpoint.path):
         config = LaBraMConfig(
             **_encoder_fields(checkpoint, ""),
             **_label_fields(checkpoint, outputs, classes, report),
             classifier_pooling="mean" if "fc_norm.weight" in checkpoint.tensors else "cls",
-            provenance=provenance,
             **config_fields,
         )
     with torch.device("meta"):
         model = LaBraMForSequenceClassification(config)
     check_tensors(model, state, checkpoint.path)
+    # such a row was not pre-trained, and fine-tuning, whose rate is smallest there, has hardly moved it, if at all
+    _, report.untrained = _initial_rows(state[CHANNEL_ROWS])
+    model.config.provenance = {"labram": checkpoint.provenance}
+    # that there is none says nothing here: an encoder that was never pre-trained starts elsewhere
+    if report.untrained:
+        model.config.provenance["untrained_channels"] = report.untrained
     fill_model(model, state)
     return model
+
+
+def _initial_rows(table: torch.Tensor) -> tuple[bool, list[str]]:
+    """Of the channel rows, those that lie where pre-training starts them: whether row 0 does, and which channels."""
+    initial = (table.abs().amax(1) <= INITIAL_REACH).tolist()
+    return initial[0], [name for name, is_initial in zip(CHANNEL_VOCABULARY, initial[1:], strict=False) if is_initial]
 
 
 def _label_fields(
@@ -306,19 +316,3 @@ def _encoder_fields(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
         "layer_scale_init": arguments.get("layer_scale_init_value", 0.1) if has_scale else None,
         "drop_path_rate": arguments.get("drop_path", 0.0),
     }
-
-
-def _report_untrained(checkpoint: Checkpoint, prefix: str, report: ConversionReport) -> list[str]:
-    """The channels whose rows lie where pre-training starts them, which no trained row does; said in the report.
-
-    Such a row of a fine-tuned encoder was not pre-trained either, and fine-tuning has moved it hardly, if at all.
-    """
-    table = checkpoint.tensors[f"{prefix}pos_embed"][0]
-    initial = (table.abs().amax(1) <= INITIAL_REACH).tolist()
-    report.untrained = [name for name, is_initial in zip(CHANNEL_VOCABULARY, initial[1:], strict=False) if is_initial]
-    if prefix and initial[0]:
-        report.missing.append(
-            "a trained row of the cls token: in pre-training it stands at the first channel, so that a classifier "
-            "starts from row 0 as it was drawn"
-        )
-    return report.untrained

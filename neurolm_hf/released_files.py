@@ -33,15 +33,15 @@ LISTED = 6
 
 _numpy_scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
 
-# What LaBraM's code puts beside the tensors: its command line, and NumPy's numbers as learning rates, which NumPy 1
-# wrote under another name. They hold values and run nothing; with them a file can do no more than without.
-LABRAM_VALUES: tuple[Callable[..., Any] | tuple[Callable[..., Any], str], ...] = (
+# What LaBraM's code puts beside the tensors: its command line, and learning rates that are numbers of NumPy, which
+# version 1 wrote under another name. They hold values and run nothing.
+VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     _numpy_scalar,
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Float64DType,
-)
+]
 
 # Of a part's tensors: the start of the name in the file, in the model, and how the rest of the name changes.
 Part = tuple[str, str, list[tuple[str, str]]]
@@ -137,17 +137,12 @@ class Checkpoint:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(
-    source: "str | Path | Checkpoint",
-    *patterns: str,
-    values: Sequence[Callable[..., Any] | tuple[Callable[..., Any], str]] = (),
-) -> Checkpoint:
-    """Maps a file of `torch.save` without unpickling anything but tensors and plain containers.
+def read_checkpoint(source: str | Path | Checkpoint, *patterns: str) -> Checkpoint:
+    """Maps a file of `torch.save` without unpickling anything but tensors, plain containers and `VALUES`.
 
     Args:
         source: a file, a file of a Hub repository as `REPO_ID:FILE`, or a `REPO_ID` in which one file fits one of
             `patterns`; a checkpoint that was read before is given back.
-        values: what may stand beside the tensors all the same, such as [`LABRAM_VALUES`].
 
     Raises:
         ValueError: if it is not such a checkpoint, naming it.
@@ -158,7 +153,7 @@ def read_checkpoint(
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not a PyTorch checkpoint (as `torch.save` has written them since PyTorch 1.6).")
     try:
-        with torch.serialization.safe_globals(list(values)):
+        with torch.serialization.safe_globals(VALUES):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         code = re.search(r"GLOBAL (\S+)", str(error))

@@ -32,7 +32,7 @@ from .processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor, NeuroLMProce
 
 # How the neural tokenizers are told apart: what a command line calls them, and their folders' type.
 ARCHITECTURES: dict[str, str] = {"neurolm": "neurolm_vq", "labram": "labram_vq"}
-_TOKENIZERS: dict[str, tuple[type[PreTrainedConfig], type[NeuroLMVQModel] | type[LaBraMVQModel]]] = {
+_TOKENIZERS: dict[str, tuple[type[PreTrainedConfig], Any]] = {
     "neurolm_vq": (NeuroLMVQConfig, NeuroLMVQModel),
     "labram_vq": (LaBraMVQConfig, LaBraMVQModel),
 }

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""What a small NeuroLM learns from 16 people: the study of docs/study.md, from recordings to its table and pictures.
+"""What a small NeuroLM and a small LaBraM learn from 16 people: the study of docs/study.md, to its table and pictures.
 
     python scripts/study.py --recordings ../shared/recordings/eegmat --output study-output
 
-Four subject-wise folds of EEGMAT (rest against mental arithmetic). In each, all three stages see the training subjects
-only, by the scripts that everybody uses (train_vq.py, pretrain.py, instruction_tune.py with recipes/*-cpu.yaml), and
-the answers about the other subjects are scored beside the plain baseline on the same windows. On the first fold, one
-thing at a time is changed. Stopped or killed, the same command goes on where it was.
+Four subject-wise folds of EEGMAT (rest against mental arithmetic). In each, all three stages of both models see the
+training subjects only, by the scripts that everybody uses (train_vq.py; pretrain.py and instruction_tune.py, or
+pretrain_masked.py and finetune_classifier.py; with recipes/*-cpu.yaml), and the answers about the other subjects are
+scored beside the plain baseline on the same windows. On the first fold, one thing at a time is changed. Stopped or
+killed, the same command goes on where it was.
 Exit status: 0 finished, 1 failed, 2 wrong usage.
 """
 
@@ -25,10 +26,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the Hub
 
 import numpy as np
+import torch
 import yaml
 from numpy.typing import ArrayLike
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, set_seed
+from transformers import AutoModel, set_seed
 
+from neurolm_hf.answering import open_any
 from neurolm_hf.baseline import baseline_probabilities, logistic_probabilities
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.command_line import options_parser
@@ -38,7 +41,7 @@ from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.probe import region_features
 from neurolm_hf.processing_neurolm import EEGFeatureExtractor, train_text_tokenizer
 from neurolm_hf.recipes import read_recipe
-from neurolm_hf.scoring import answer_probabilities, calibrate
+from neurolm_hf.scoring import calibrate
 from neurolm_hf.starting_models import new_text_model
 from neurolm_hf.storage import load_prepared, row_signal, write_text
 from neurolm_hf.task_sections import FolderSplit
@@ -55,24 +58,40 @@ FOLDS = 4
 SEEDS = 3
 # a small model needs an input of about unit size; the paper's 100 is for a large one
 SCALE = 10.0
-STAGES = {"vq": "train_vq.py", "pretrained": "pretrain.py", "tuned": "instruction_tune.py"}
-STAGE_RECIPES = {"vq": "vq-cpu.yaml", "pretrained": "pretrain-cpu.yaml", "tuned": "instruction-cpu.yaml"}
+STAGES = ("vq", "pretrained", "tuned")
 # what stands between two marks of docs/study.md is written by this script
 MARKS = ("<!-- table: scripts/study.py -->", "<!-- end of table -->")
 
-FULL, BASELINE, PROBE = "NeuroLM", "log band power, logistic regression", "tokenizer's features, logistic regression"
+NEUROLM, LABRAM = "NeuroLM", "LaBraM"
+BASELINE, PROBE = "log band power, logistic regression", "tokenizer's features, logistic regression"
+# model -> stage -> script and recipe
+COMMANDS = {
+    NEUROLM: {
+        "vq": ("train_vq.py", "vq-cpu.yaml"),
+        "pretrained": ("pretrain.py", "pretrain-cpu.yaml"),
+        "tuned": ("instruction_tune.py", "instruction-cpu.yaml"),
+    },
+    LABRAM: {
+        "vq": ("train_vq.py", "labram-vq-cpu.yaml"),
+        "pretrained": ("pretrain_masked.py", "labram-pretrain-cpu.yaml"),
+        "tuned": ("finetune_classifier.py", "labram-finetune-cpu.yaml"),
+    },
+}
 # of the probe on the mean feature of each region; chosen, as these, before it was run on these tokenizers
 PROBE_STRENGTH = 0.001
-# what a variant changes in the recipe of a stage; None leaves the stage out
+# what a variant changes in the recipe of a stage; None leaves the stage out. Those of LaBraM begin with its name.
 VARIANTS: dict[str, dict[str, dict[str, Any] | None]] = {
-    FULL: {},
+    NEUROLM: {},
     "without pre-training": {"pretrained": None},
     "with the text adversary": {"vq": {"text_model": "text-model", "text_data": "text"}},
     "frequency target only": {"vq": {"vq_config": {"raw_weight": 0.0}}},
     "raw target only": {"vq": {"vq_config": {"frequency_weight": 0.0}}},
+    LABRAM: {},
+    # a step that moves nothing leaves the encoder as it was drawn
+    "LaBraM without pre-training": {"pretrained": {"max_steps": 1, "learning_rate": 0.0}},
 }
 # the others are trained on the first fold only
-ON_ALL_FOLDS = (FULL, "without pre-training")
+ON_ALL_FOLDS = (NEUROLM, "without pre-training", LABRAM, "LaBraM without pre-training")
 
 
 @dataclass
@@ -199,10 +218,14 @@ def prepare_language(output: Path, task: Task) -> None:
 def place(output: Path, name: str, fold: int, seed: int, stage: str) -> Path:
     """The folder of a stage. A variant shares the full one's as far as it changes nothing, and seeds share all before
     instruction tuning."""
-    stages = list(STAGES)
-    changed = any(before in VARIANTS[name] for before in stages[: stages.index(stage) + 1])
-    folder = output / f"fold-{fold}" / (name if changed else FULL).replace(" ", "-")
+    changed = any(before in VARIANTS[name] for before in STAGES[: STAGES.index(stage) + 1])
+    folder = output / f"fold-{fold}" / (name if changed else model_of(name)).replace(" ", "-")
     return folder / (f"{stage}-{seed}" if stage == "tuned" else stage)
+
+
+def model_of(name: str) -> str:
+    """Which model a variant is of."""
+    return LABRAM if name.startswith(LABRAM) else NEUROLM
 
 
 def command(output: Path, name: str, fold: int, seed: int, stage: str) -> list[str] | None:
@@ -212,24 +235,28 @@ def command(output: Path, name: str, fold: int, seed: int, stage: str) -> list[s
     changes = VARIANTS[name].get(stage, {})
     if changes is None:
         return None
-    recipe = merged(read_recipe(RECIPES / STAGE_RECIPES[stage]), changes)
-    given = {
-        "vq": ["--from-scratch", "--train-data", data / "corpus"],
-        "pretrained": ["--vq", vq, "--text-model", text_model, "--text-data", text, "--train-data", data / "corpus"],
-        "tuned": ["--train-data", data / "dense", "--seed", seed],
-    }[stage]
-    if stage == "pretrained":
-        del recipe["text_config"]  # of the model in `text-model`
-    if stage == "tuned" and VARIANTS[name].get("pretrained", {}) is None:
-        given += ["--vq", vq, "--text-model", text_model]
+    script, recipe_file = COMMANDS[model_of(name)][stage]
+    recipe = merged(read_recipe(RECIPES / recipe_file), changes)
+    given: list[Any] = ["--train-data", data / ("dense" if stage == "tuned" else "corpus")]
+    if stage == "vq":
+        given.append("--from-scratch")
     elif stage == "tuned":
-        given += ["--model", place(output, name, fold, seed, "pretrained")]
+        given += ["--seed", seed]
+        if VARIANTS[name].get("pretrained", {}) is None:
+            given += ["--vq", vq, "--text-model", text_model]
+        else:
+            given += ["--model", place(output, name, fold, seed, "pretrained")]
+    elif model_of(name) == LABRAM:
+        given += ["--vq", vq, "--from-scratch"]
+    else:
+        given += ["--vq", vq, "--text-model", text_model, "--text-data", text]
+        del recipe["text_config"]  # of the model in `text-model`
     for key in ("text_model", "text_data"):
         if key in recipe:
             recipe[key] = str(output / recipe[key])
     file = folder.with_suffix(".yaml")
     write_text(file, yaml.safe_dump(recipe, sort_keys=False))
-    return [sys.executable, str(SCRIPTS / STAGES[stage]), str(file), "--output-dir", str(folder), *map(str, given)]
+    return [sys.executable, str(SCRIPTS / script), str(file), "--output-dir", str(folder), *map(str, given)]
 
 
 def merged(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,20 +289,12 @@ def run_all(commands: Mapping[Path, list[str]], jobs: int) -> None:
 
 
 def model_scores(output: Path, name: str, fold: int, seed: int, task: Task) -> Scores:
-    """What a tuned model answers about the test windows of its fold, as it opens for everybody."""
-    folder = str(place(output, name, fold, seed, "tuned"))
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    """What a tuned model answers about the test windows of its fold."""
+    answering = open_any(str(place(output, name, fold, seed, "tuned")), task)
 
     def answers(rows: Any) -> np.ndarray:
-        return answer_probabilities(
-            model,
-            processor,
-            [row_signal(row) for row in rows],
-            task,
-            ch_names=[list(names) for names in rows["channels"]],
-            prepared_by=rows[0]["recipe_id"],
-        )
+        scores = torch.stack(list(answering.score(rows, task, 64)))
+        return scores.double().softmax(dim=1).numpy()
 
     return scores_of(name, output, fold, seed, answers)
 
@@ -293,7 +312,7 @@ def baseline_scores(output: Path, fold: int) -> Scores:
 
 def probe_scores(output: Path, fold: int) -> Scores:
     """What can be read from the tokenizer's features without a language model."""
-    folder = str(place(output, FULL, fold, 0, "vq"))
+    folder = str(place(output, NEUROLM, fold, 0, "vq"))
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     collate = EEGCollator(EEGFeatureExtractor.from_pretrained(folder))
     train = load_prepared(output / f"fold-{fold}" / "task", "train")
@@ -375,6 +394,7 @@ def table(scores: Sequence[Scores]) -> str:
     for name in (*ON_ALL_FOLDS, PROBE):
         plain = [of[BASELINE][one.fold] for one in of[name]]
         lines.append(row(f"{name}, above the baseline", *map(with_interval, means(of[name], plain).values()), ""))
+    lines.append(row(f"{LABRAM}, above {NEUROLM}", *map(with_interval, means(of[LABRAM], of[NEUROLM]).values()), ""))
     lines += [row("chance", *["0.500"] * len(METRICS), ""), "", f"One change at a time, fold 0, {SEEDS} seeds.", ""]
     lines += heading("", *METRICS)
     first = {name: [one for one in given if one.fold == 0] for name, given in of.items()}
@@ -431,7 +451,7 @@ def losses(output: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]
     found: dict[str, dict[str, tuple[list[float], list[float]]]] = {title: {} for title in drawn.values()}
     for stage, title in drawn.items():
         for fold in range(FOLDS):
-            results = place(output, FULL, fold, 0, stage) / "training.json"
+            results = place(output, NEUROLM, fold, 0, stage) / "training.json"
             log = [one for one in json.loads(results.read_text(encoding="utf-8"))["log"] if "loss" in one]
             found[title][f"fold {fold}"] = ([one["step"] for one in log], [one["loss"] for one in log])
     return found

@@ -360,9 +360,12 @@ def test_doubts_of_a_classifier(folders, classifier):
     assert opened.doubts(given) == ["The model was trained on 1 of these subjects."]
     opened.config.provenance = {"data": [{"task": "Mine", "subjects": []}]}
     assert opened.doubts(given) == ["The model was never trained on Workload, but on Mine."]
+    # a released one
+    opened.config.provenance = {"labram": {}, "untrained_channels": ["A1", "FP2"]}
+    assert opened.doubts(given)[1:] == ["No training has moved the model's rows of the channels FP2."]
     # a LaBraM keeps the tokenizer whose codes it has learnt to predict
     opened.config.vq_config = NeuroLMVQConfig(provenance={"data": [{"task": "Workload", "subjects": ["test1"]}]})
-    assert opened.doubts(given)[1:] == ["The model was trained on 1 of these subjects."]
+    assert opened.doubts(given)[2:] == ["The model was trained on 1 of these subjects."]
 
 
 def test_a_window_that_a_model_cannot_read_is_told_before_the_others_are_scored(folders, classifier, monkeypatch):

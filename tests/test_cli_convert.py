@@ -3,18 +3,29 @@
 import json
 from pathlib import Path
 
+import golden_labram
 import pytest
 import torch
 from golden import PARITY, golden, patches, recording
 from test_conversion import NEUROLM, VQ, assert_golden_logits
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoProcessor
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
 
-from neurolm_hf import NeuroLMVQForPreTraining, NeuroLMVQModel
+from neurolm_hf import LaBraMForMaskedEEGModeling, LaBraMVQModel, NeuroLMVQForPreTraining, NeuroLMVQModel
 from neurolm_hf.cli.main import main
 from neurolm_hf.processing_neurolm import train_text_tokenizer
 
 
 REPOSITORY = Path(__file__).parents[1]
+LABRAM_VQ, LABRAM, FINE_TUNED = (
+    golden_labram.LABRAM_PARITY / f"{name}.pth" for name in ("vqnsp", "labram-base", "labram-finetuned")
+)
 
 
 def convert(capsys, *arguments):
@@ -126,11 +137,90 @@ def test_converts_both_with_text(tmp_path, capsys, bpe_folder):
     assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
 
 
+def read_signal(folder, index):
+    """Model inputs of a golden recording of LaBraM, through the feature extractor of a converted folder."""
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    extractor.do_filter = extractor.do_notch = False
+    ch_names = golden_labram.metadata()["recordings"][index]["ch_names"]
+    signal = golden_labram.golden("inputs")[f"raw_uv.{index}"][0].numpy()
+    return extractor(signal, ch_names=ch_names, sampling_rate=200, unit="uV", return_tensors="pt")
+
+
+def test_converts_the_tokenizer_of_labram(tmp_path, capsys):
+    status, out, err = convert(capsys, "--vq", LABRAM_VQ, "--output", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "assumed: the tokenizer has 10 attention heads" in out
+    assert "missing: masked modelling and classes" in out
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert type(model) is LaBraMVQModel
+    codes = model.encode(**read_signal(tmp_path / "out", 1)).codes
+    assert torch.equal(codes.flatten(), golden_labram.golden("tokenizer_outputs")["1.codes"].flatten())
+    assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer is None
+    assert (tmp_path / "out" / "modeling_labram.py").exists()
+
+
+def test_converts_the_encoder_of_labram(tmp_path, capsys):
+    both = ["--vq", LABRAM_VQ, "--labram", LABRAM]
+    status, out, err = convert(capsys, *both, "--output", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "1 dropped: logit_scale, which no published class has" in out
+    assert "missing" not in out
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "out")
+    assert type(model) is LaBraMForMaskedEEGModeling
+    inputs, expected = read_signal(tmp_path / "out", 2), golden_labram.golden("mem_outputs")
+    mask = golden_labram.golden("inputs")["mask.2"]
+    with torch.no_grad():
+        output = model(**inputs, masked=mask)
+    assert torch.equal(output.labels.flatten(), expected["2.labels"].flatten())
+    assert float((output.loss - expected["2.loss"]).abs()) <= 1e-5
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert (extractor.token_order, extractor.channel_id_offset) == ("channel_major", 1)
+    assert (extractor.known_channels, extractor.max_seconds, extractor.max_tokens) == (128, 16, 256)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert convert(capsys, "--vq", VQ, "--output", tmp_path / "out", "--overwrite")[0] == 0
+    assert not (tmp_path / "out" / "modeling_labram.py").exists()
+    assert (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_converts_a_fine_tuned_labram(tmp_path, capsys):
+    status, out, err = convert(capsys, "--labram", FINE_TUNED, "--tasks", "TUEV", "--output", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "missing" not in out
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert list(model.config.id2label.values()) == ["(A)", "(B)", "(C)", "(D)", "(E)", "(F)"]
+    with torch.no_grad():
+        logits = model(**read_signal(tmp_path / "out", 1)).logits
+    expected = golden_labram.golden("finetune_outputs")["finetuned.1.logits"]
+    assert float((logits - expected).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--vq", LABRAM],
+            r"labram-base.pth: holds LaBraM's pre-trained encoder (labram-base.pth), neither NeuroLM's",
+        ),
+        (["--labram", LABRAM, "--vq", VQ], "VQ.pt: holds NeuroLM's neural tokenizer (VQ.pt), not LaBraM's"),
+        (["--labram", NEUROLM], "NeuroLM-base.pt: holds NeuroLM's language model"),
+        (["--labram", FINE_TUNED, "--vq", LABRAM_VQ], "is fine-tuned and needs no codes"),
+        (["--labram", FINE_TUNED, "--tasks", "TUAB"], "has 6 outputs, which 2 classes (No, Yes) do not fit"),
+        (["--labram", LABRAM, "--tasks", "TUAB"], "is not fine-tuned"),
+        (["--neurolm", LABRAM, "--text-tokenizer", "none"], "holds LaBraM's pre-trained encoder"),
+        (["--neurolm", NEUROLM, "--text-tokenizer", "none", "--vq", LABRAM_VQ], "holds LaBraM's neural tokenizer"),
+        (["--vq", LABRAM_VQ, "--pad-to-patches", 36], "is LaBraM's, which is never padded"),
+    ],
+)
+def test_refuses_files_that_do_not_belong_together(tmp_path, capsys, arguments, message):
+    assert message in fail(capsys, *arguments, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_says_what_is_wrong(tmp_path, capsys):
     message = fail(capsys, "--vq", NEUROLM, "--output", tmp_path / "out")
     assert message == (
-        f"neurolm convert: error: {NEUROLM}: holds NeuroLM's language model (NeuroLM-*.pt), not NeuroLM's neural "
-        "tokenizer (VQ.pt)."
+        f"neurolm convert: error: {NEUROLM}: holds NeuroLM's language model (NeuroLM-*.pt), neither NeuroLM's neural "
+        "tokenizer (VQ.pt) nor LaBraM's neural tokenizer (vqnsp.pth)."
     )
     assert not (tmp_path / "out").exists()
 
@@ -138,11 +228,17 @@ def test_says_what_is_wrong(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --vq, --neurolm or both"),
+        ([], "give --vq, --neurolm, --labram, or --vq with one of the others"),
         (["--neurolm", NEUROLM, "--tasks", "Workload"], "--tasks are those of --stage instruction-tuned"),
         (["--vq", VQ, "--stage", "instruction-tuned"], "--stage is the language model's"),
         (["--vq", VQ, "--pad-to-patches", "0"], "must be at least 1"),
         (["--vq", VQ, "--stage", "finished"], "invalid choice"),
+        (["--vq", VQ, "--tasks", "TUAB"], "--tasks are those of --stage instruction-tuned, or of --labram"),
+        (["--neurolm", NEUROLM, "--labram", LABRAM], "--neurolm and --labram are two models"),
+        (["--labram", LABRAM, "--text-tokenizer", "gpt2"], "--text-tokenizer is for NeuroLM's checkpoints"),
+        (["--labram", LABRAM, "--stage", "instruction-tuned"], "--stage is for NeuroLM's checkpoints"),
+        (["--labram", LABRAM, "--pad-to-patches", "36"], "--pad-to-patches is for NeuroLM's checkpoints"),
+        (["--labram", FINE_TUNED, "--tasks", "TUAB", "TUEV"], "--labram has the classes of one task"),
     ],
 )
 def test_refuses_wrong_usage(tmp_path, capsys, arguments, message):
@@ -154,7 +250,7 @@ def test_refuses_wrong_usage(tmp_path, capsys, arguments, message):
 def test_help_teaches(capsys):
     status, text, _ = convert(capsys, "--help")
     assert status == 0
-    for word in ("REPO_ID:FILE", "--pad-to-patches 276", "encoder.json", "Exit status"):
+    for word in ("REPO_ID:FILE", "--pad-to-patches 276", "encoder.json", "--labram labram-base.pth", "Exit status"):
         assert word in text
 
 

@@ -167,29 +167,6 @@ def test_heads_must_be_known_and_fit(tmp_path, name):
         convert_vq(write(tmp_path, VQ, lambda content: content[name].update(n_head=7)))
 
 
-def test_files_that_are_no_checkpoint(tmp_path):
-    text, legacy, code = (tmp_path / name for name in ("text.pt", "legacy.pt", "code.pt"))
-    text.write_text("hello")
-    torch.save({"model": {"a": torch.zeros(1)}}, legacy, _use_new_zipfile_serialization=False)
-    torch.save({"model": {"a": Touch(str(tmp_path / "touched"))}}, code)
-    for path in (text, legacy):
-        with pytest.raises(ValueError, match=rf"{path.name}: not a PyTorch checkpoint"):
-            convert_vq(path)
-    with pytest.raises(ValueError, match=r"code\.pt: .*it holds code \(\S+\), which is never run\.$"):
-        convert_vq(code)
-    assert not (tmp_path / "touched").exists()
-
-
-class Touch:
-    """Pickled, a call that leaves a trace."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
 def test_training_one_model_leaves_the_file_and_other_models_alone():
     content = {path: path.read_bytes() for path in (VQ, NEUROLM)}
     one, other = (convert_neurolm(NEUROLM, VQ)[0] for _ in range(2))

@@ -240,9 +240,11 @@ def demo_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clone(demo_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone of the repository after `make demo`, in which a reader works."""
+    """A clone of the repository after `make demo`, in which a reader works, with golden checkpoints for LaBraM's."""
     for name in ("scripts", "recipes", "configs", "space"):
         (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("labram-base", "labram-finetuned", "vqnsp"):
+        (tmp_path / f"{name}.pth").symlink_to(ROOT / f"tests/parity/labram/{name}.pth")
     shutil.copytree(demo_output, tmp_path / "demo-output")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -227,7 +227,7 @@ def test_as_the_reference_scores(folders, tmp_path, capsys):
         (["--model", "{model}", "--data", "{corpus}"], "prepared for Corpus, which asks nothing"),
         (["--model", "{model}", "--data", "{workload}:validation"], "has no rows in split 'validation'"),
         (["--model", "{model}", "--data", "{root}/absent"], "holds no prepared recordings"),
-        (["--model", "{vq}", "--data", "{workload}"], "is a neurolm_vq, which answers nothing"),
+        (["--model", "{vq}", "--data", "{workload}"], "is a neurolm_vq without a head, which answers nothing"),
         (["--model", "{root}/absent", "--data", "{workload}"], "is no folder here, nor can it be read"),
         (["--model", "{model}", "--data", "{workload}", "--device", "nowhere"], "be put on the device 'nowhere'"),
         (

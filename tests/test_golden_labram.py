@@ -55,7 +55,7 @@ def assert_golden(ours: Numbers, file: str) -> None:
 
 
 def layer_outputs(module: torch.nn.Module, run: Callable[[], object]) -> Numbers:
-    """What goes into the first block of a transformer and comes out of each, while `run` runs; the first pass counts."""
+    """What goes into the first block of a transformer and comes out of each while `run` runs, in its first pass."""
     found: Numbers = {}
     hooks = []
     for number, layer in enumerate(module.layers):

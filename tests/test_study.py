@@ -37,7 +37,7 @@ def answers_of(study, name, fold, shift=0.0, seed=0):
 
 
 def test_figures_are_means_over_folds_and_seeds(study):
-    scores = [answers_of(study, study.FULL, fold) for fold in range(3)]
+    scores = [answers_of(study, study.NEUROLM, fold) for fold in range(3)]
     figures = study.means(scores)
     aurocs = [study.auroc(one.labels, one.probabilities) for one in scores]
     value, interval = figures["AUROC"]
@@ -49,7 +49,7 @@ def test_figures_are_means_over_folds_and_seeds(study):
 
 
 def test_the_difference_is_drawn_by_subject_in_pairs(study):
-    ours = [answers_of(study, study.FULL, fold, seed=1) for fold in range(3)]
+    ours = [answers_of(study, study.NEUROLM, fold, seed=1) for fold in range(3)]
     others = [answers_of(study, study.BASELINE, fold, seed=2) for fold in range(3)]
     difference, interval = study.means(ours, others)["AUROC"]
     assert difference == pytest.approx(study.means(ours)["AUROC"][0] - study.means(others)["AUROC"][0])
@@ -57,14 +57,20 @@ def test_the_difference_is_drawn_by_subject_in_pairs(study):
 
 
 def test_a_variant_shares_what_it_does_not_change(study, tmp_path):
-    full = {stage: study.place(tmp_path, study.FULL, 0, 1, stage) for stage in study.STAGES}
+    full = {stage: study.place(tmp_path, study.NEUROLM, 0, 1, stage) for stage in study.STAGES}
     without = {stage: study.place(tmp_path, "without pre-training", 0, 1, stage) for stage in study.STAGES}
     assert without["vq"] == full["vq"]
     assert without["tuned"] != full["tuned"]
     assert study.command(tmp_path, "without pre-training", 0, 1, "pretrained") is None
-    other_seed = {stage: study.place(tmp_path, study.FULL, 0, 2, stage) for stage in study.STAGES}
+    other_seed = {stage: study.place(tmp_path, study.NEUROLM, 0, 2, stage) for stage in study.STAGES}
     assert [stage for stage in full if full[stage] != other_seed[stage]] == ["tuned"]
     assert study.place(tmp_path, "raw target only", 0, 1, "vq") != full["vq"]
+    untrained = "LaBraM without pre-training"
+    assert study.place(tmp_path, untrained, 0, 1, "vq") == study.place(tmp_path, study.LABRAM, 0, 1, "vq")
+    assert study.place(tmp_path, untrained, 0, 1, "pretrained") != study.place(
+        tmp_path, study.LABRAM, 0, 1, "pretrained"
+    )
+    assert study.place(tmp_path, study.LABRAM, 0, 1, "vq") != full["vq"]
 
 
 @pytest.mark.parametrize("stage", ["vq", "pretrained", "tuned"])
@@ -74,10 +80,11 @@ def test_a_variant_changes_one_thing_in_the_recipe(study, tmp_path, stage):
             continue
         command = study.command(tmp_path, name, 0, 0, stage)
         written = yaml.safe_load(Path(command[2]).read_text())
-        recipe = read_recipe(study.RECIPES / study.STAGE_RECIPES[stage])
+        recipe = read_recipe(study.RECIPES / study.COMMANDS[study.model_of(name)][stage][1])
         recipe.pop("text_config", None)
         different = {key for key in written.keys() | recipe.keys() if written.get(key) != recipe.get(key)}
         assert different == set(changes.get(stage, {}))
+        assert Path(command[1]).name == study.COMMANDS[study.model_of(name)][stage][0]
 
 
 def test_a_subject_never_stands_in_two_parts(study, tmp_path):
@@ -103,7 +110,7 @@ def test_a_run_that_fails_is_named(study, tmp_path):
 def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
     recipes = tmp_path / "recipes"
     recipes.mkdir()
-    for file in study.STAGE_RECIPES.values():
+    for file in {file for stages in study.COMMANDS.values() for _, file in stages.values()}:
         recipe = read_recipe(study.RECIPES / file) | STEPS
         if "vq_config" in recipe:
             recipe["quantizer_warmup_steps"] = 1
@@ -111,7 +118,7 @@ def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "RECIPES", recipes)
     monkeypatch.setattr(study, "FOLDS", 2)
     monkeypatch.setattr(study, "SEEDS", 1)
-    monkeypatch.setattr(study, "VARIANTS", dict(list(study.VARIANTS.items())[:2]))
+    monkeypatch.setattr(study, "VARIANTS", {name: study.VARIANTS[name] for name in study.ON_ALL_FOLDS})
     simulate_recordings(tmp_path / "recordings", subjects=4)
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -120,10 +127,14 @@ def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
     study.main(arguments)
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert [(one["variant"], one["fold"]) for one in scores] == [
-        (study.FULL, 0),
-        (study.FULL, 1),
+        (study.NEUROLM, 0),
+        (study.NEUROLM, 1),
         ("without pre-training", 0),
         ("without pre-training", 1),
+        (study.LABRAM, 0),
+        (study.LABRAM, 1),
+        ("LaBraM without pre-training", 0),
+        ("LaBraM without pre-training", 1),
         (study.BASELINE, 0),
         (study.BASELINE, 1),
         (study.PROBE, 0),
@@ -134,10 +145,12 @@ def test_the_study_runs_and_goes_on(study, tmp_path, monkeypatch, capsys):
     assert page.startswith("Before.\n")
     assert page.endswith("\nAfter.\n")
     assert "| without pre-training |" in page
+    assert "| LaBraM, above NeuroLM |" in page
     assert (docs / "study-losses.png").stat().st_size > 5000
     # a second time, nothing is trained again
     weights = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("checkpoint-*/*.safetensors")}
-    assert len(weights) == 8
+    # four stages of NeuroLM and its variant, as many of LaBraM and its
+    assert len(weights) == 2 * (4 + 5)
     study.main(arguments)
     assert weights == {file: file.stat().st_mtime_ns for file in weights}
     assert (docs / "study.md").read_text() == page
