@@ -26,7 +26,6 @@ _EXPORTS = {
     "NeuroLMVQModel": "modeling_neurolm",
     "NeuroLMVQForPreTraining": "modeling_neurolm",
     "NeuroLMVQForSequenceClassification": "modeling_neurolm",
-    "LABRAM_SIZES": "configuration_labram",
     "LaBraMConfig": "configuration_labram",
     "LaBraMVQConfig": "configuration_labram",
     "LaBraMModel": "modeling_labram",

@@ -133,7 +133,7 @@ class LaBraMVQConfig(CleanUploads, PreTrainedConfig):
 class LaBraMConfig(CleanUploads, PreTrainedConfig):
     r"""Configuration of [`LaBraMModel`], [`LaBraMForMaskedEEGModeling`] and [`LaBraMForSequenceClassification`].
 
-    The defaults are LaBraM-Base; `LABRAM_SIZES` holds Base, Large and Huge.
+    The defaults are LaBraM-Base; [`from_preset`] makes the others.
 
     Args:
         patch_size (`int`), conv_channels (`int`), conv_groups (`int`), hidden_size (`int`), num_hidden_layers (`int`),
@@ -188,6 +188,16 @@ class LaBraMConfig(CleanUploads, PreTrainedConfig):
         kwargs.setdefault("auto_map", dict(LABRAM_AUTO_MAP))
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_preset(cls, size: str, **kwargs: Any) -> "LaBraMConfig":
+        """The configuration of a size of the paper: `"Base"` (5.8M), `"Large"` (46M) or `"Huge"` (369M).
+
+        `kwargs` are fields that differ.
+        """
+        if size not in LABRAM_SIZES:
+            raise ValueError(f"There is no preset {size!r}; the presets are {', '.join(LABRAM_SIZES)}.")
+        return cls(**{**LABRAM_SIZES[size], **kwargs})
+
     def validate_geometry(self) -> None:
         """Widths, heads and convolutions must fit each other, and so must the tokenizer."""
         _check_geometry(self)
@@ -237,4 +247,4 @@ def _check_shares(config: LaBraMVQConfig | LaBraMConfig, *names: str) -> None:
 LaBraMVQConfig.register_for_auto_class()
 LaBraMConfig.register_for_auto_class()
 
-__all__ = ["LABRAM_SIZES", "LaBraMConfig", "LaBraMVQConfig"]
+__all__ = ["LaBraMConfig", "LaBraMVQConfig"]

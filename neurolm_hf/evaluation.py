@@ -183,6 +183,7 @@ class Result:
         models: name -> what came out about it, in the order in which they were given.
         baseline, chance: name of a metric -> score. There is no baseline where none can be fitted, which the notes
             say. Chance knows how frequent each answer is among these windows, and nothing else.
+        baseline_by_subject: as of `ModelResult`; None without baseline, and in files of before it was there.
         protocol: how the windows compare with those that published figures are of.
         published: figures of a publication whose protocol this is.
         notes: what a reader must know of the windows and of the baseline.
@@ -198,6 +199,7 @@ class Result:
     metrics: list[str]
     models: dict[str, ModelResult]
     baseline: dict[str, Score] | None
+    baseline_by_subject: list[dict[str, Any]] | None
     chance: dict[str, Score]
     protocol: Protocol
     published: list["PublishedFigures"]
@@ -361,6 +363,7 @@ def compare(
         metrics=names,
         models=models,
         baseline=None if baseline is None else baseline.scores,
+        baseline_by_subject=None if plain is None else _by_subject(windows, plain, names),
         chance=judge(windows, np.tile(windows.shares, (len(windows.labels), 1)), names).scores,
         protocol=protocol,
         published=[one for one in published if same_protocol and one.task == task.name],

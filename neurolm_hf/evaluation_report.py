@@ -165,18 +165,21 @@ class Evaluation:
         return parts
 
     def _by_subject(self, result: Result) -> list[str]:
-        """One table: of each subject a row a model, so that they stand together."""
-        several = len(result.models) > 1
-        head = ["subject", "windows", *(["model"] if several else []), *(TITLES[name] for name in result.metrics)]
+        """One table: of each subject a row for each model and for the baseline, so that they stand together."""
+        given = {plain_text(name): one.by_subject for name, one in result.models.items()}
+        if result.baseline_by_subject is not None:
+            given["baseline"] = result.baseline_by_subject
+        several = len(given) > 1
+        head = ["subject", "windows", *(["of"] if several else []), *(TITLES[name] for name in result.metrics)]
         of_subjects = [
             [
                 plain_text(str(row["subject"])),
                 f"{row['windows']:,}",
-                *([plain_text(name)] if several else []),
+                *([who] if several else []),
                 *(_figure(row[metric]) for metric in result.metrics),
             ]
-            for of_subject in zip(*(one.by_subject for one in result.models.values()), strict=True)
-            for name, row in zip(result.models, of_subject, strict=True)
+            for of_subject in zip(*given.values(), strict=True)
+            for who, row in zip(given, of_subject, strict=True)
         ]
         return ["Subject by subject:\n", markdown_table(head, of_subjects)]
 
@@ -251,7 +254,7 @@ def _of_models(content: Mapping[str, Any]) -> Mapping[str, Any]:
         own |= {key: one[key] for key in ("by_subject", "written")}
         rest = {key: value for key, value in one.items() if key not in ("model", "difference", *own)}
         notes = [note for note in one["notes"] if note not in doubts]
-        results.append({**rest, "models": {name: own}, "notes": notes})
+        results.append({**rest, "models": {name: own}, "baseline_by_subject": None, "notes": notes})
     models = {name: {"kind": "answers", "source": content["source"]}}
     return {**content, "models": models, "results": results}
 

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
-from .configuration_labram import LABRAM_SIZES, LaBraMConfig, LaBraMVQConfig
+from .configuration_labram import LaBraMConfig, LaBraMVQConfig
 from .configuration_neurolm import NeuroLMConfig, NeuroLMVQConfig
 from .modeling_labram import LaBraMForMaskedEEGModeling, LaBraMForSequenceClassification, LaBraMVQModel
 from .modeling_neurolm import (
@@ -247,7 +247,7 @@ def new_masked_model(
     Args:
         vq: folder or Hub id of a LaBraMVQModel.
         fields: of `LaBraMConfig` that differ from the size's.
-        size: of `LABRAM_SIZES`.
+        size: as in `LaBraMConfig.from_preset`.
 
     Raises:
         ValueError: what `load_vq` refuses, fields that there are not, or that make no model or do not fit the
@@ -257,8 +257,8 @@ def new_masked_model(
     _check_fields(LaBraMConfig(), fields)
     tokenizer, extractor = load_vq(vq, architectures=("labram",))
     of_tokenizer = {name: getattr(tokenizer.config, name) for name in _OF_TOKENIZER}
-    given = LABRAM_SIZES[size] | of_tokenizer | dict(fields)
-    model: Any = LaBraMForMaskedEEGModeling(LaBraMConfig(**given, vq_config=tokenizer.config.to_dict()))
+    given = {**of_tokenizer, **fields, "vq_config": tokenizer.config.to_dict()}
+    model: Any = LaBraMForMaskedEEGModeling(LaBraMConfig.from_preset(size, **given))
     model.vq.load_state_dict(tokenizer.encoder.state_dict())
     return model, extractor
 

@@ -34,7 +34,7 @@ from typing import Literal
 from neurolm_hf.command_line import options_parser
 from neurolm_hf.preparation import prepare_dataset
 from neurolm_hf.prepared_set import Summary
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor
 from neurolm_hf.publishing import push_prepared
 from neurolm_hf.storage import NEEDED
 from neurolm_hf.task_sections import PARTS
@@ -65,6 +65,13 @@ class Arguments:
     )
     scale: float | None = field(
         default=None, metadata={"help": "Without --model: microvolts are divided by it. The paper's is 100 (default)."}
+    )
+    architecture: Literal["neurolm", "labram"] | None = field(
+        default=None,
+        metadata={
+            "help": "Without --model: whose channels and longest windows (default: neurolm). labram: 128 names, 16 s "
+            "and 256 patches; NeuroLM reads such sets, too."
+        },
     )
     unit: str | None = field(
         default=None, metadata={"help": "Unit of all recordings (uV, mV, V) where what the files say is wrong."}
@@ -162,9 +169,11 @@ def feature_extractor(options: Arguments, mains_hz: float | None) -> EEGFeatureE
     """Of the model's recipe, or of the paper's; the mains are where the recordings were made."""
     if options.model is None:
         scale = 100.0 if options.scale is None else options.scale
-        return EEGFeatureExtractor(notch_frequency=mains_hz, scale=scale)
-    if options.scale is not None:
-        raise ValueError("--model brings its own scale: leave --scale out")
+        layout = LABRAM_LAYOUT if options.architecture == "labram" else {}
+        return EEGFeatureExtractor(notch_frequency=mains_hz, scale=scale, **layout)
+    for name in ("scale", "architecture"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--model brings its own {name}: leave --{name} out")
     try:
         return EEGFeatureExtractor.from_pretrained(options.model, notch_frequency=mains_hz)
     except OSError as error:

@@ -7,7 +7,8 @@ import torch
 from tiny_labram import labram_config, labram_vq_config
 from transformers import AutoConfig
 
-from neurolm_hf import LABRAM_SIZES, LaBraMConfig, LaBraMModel, LaBraMVQConfig, LaBraMVQModel
+from neurolm_hf import LaBraMConfig, LaBraMModel, LaBraMVQConfig, LaBraMVQModel
+from neurolm_hf.configuration_labram import LABRAM_SIZES
 
 
 # of the reference's encoders, without the heads of pre-training
@@ -17,8 +18,16 @@ PARAMETERS = {"Base": 5_819_936, "Large": 46_258_720, "Huge": 369_235_712}
 @pytest.mark.parametrize("size", LABRAM_SIZES)
 def test_sizes_have_the_papers_parameters(size):
     with torch.device("meta"):
-        model = LaBraMModel(LaBraMConfig(**LABRAM_SIZES[size]))
+        model = LaBraMModel(LaBraMConfig.from_preset(size))
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[size]
+    assert model.config.layer_scale_init == {"Base": 0.1, "Large": 1e-5, "Huge": 1e-6}[size]
+
+
+def test_a_preset_with_changes():
+    config = LaBraMConfig.from_preset("Large", drop_path_rate=0.1, num_hidden_layers=2)
+    assert (config.hidden_size, config.num_hidden_layers, config.drop_path_rate) == (400, 2, 0.1)
+    with pytest.raises(ValueError, match="There is no preset 'Small'; the presets are Base, Large, Huge"):
+        LaBraMConfig.from_preset("Small")
 
 
 def test_defaults_are_the_papers():

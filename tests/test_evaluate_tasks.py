@@ -190,12 +190,13 @@ def test_one_command_compares_models(folders, tmp_path, capsys):
     content = json.loads((tmp_path / "results.json").read_text())
     assert [one["kind"] for one in content["models"].values()] == ["answers", "classifier", "classifier", "answers"]
     # the card of any of them finds its own figures
-    script_module("publish").main([folders["classifier"], "me/head", "--results", str(tmp_path), "--dry-run"])
-    card = capsys.readouterr().out
-    assert f"| head | {' | '.join(table['classifier'])} |" in card
-    assert "difference: head less baseline" in card
-    assert "less adapter" not in card
-    assert "type: eeg-classification" in card
+    for name in ("classifier", "labram"):
+        script_module("publish").main([folders[name], "me/head", "--results", str(tmp_path), "--dry-run"])
+        card = capsys.readouterr().out
+        assert f"| head | {' | '.join(table[name])} |" in card
+        assert "difference: head less baseline" in card
+        assert "less adapter" not in card
+        assert "type: eeg-classification" in card
 
 
 def test_as_the_reference_scores(folders, tmp_path, capsys):

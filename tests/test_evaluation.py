@@ -208,6 +208,8 @@ def test_the_model_beside_baseline_and_chance(answering, workload):
     assert np.mean([row["accuracy"] for row in result.models["tiny"].by_subject]) == pytest.approx(
         result.models["tiny"].scores["accuracy"].value
     )
+    plain_right = [row["accuracy"] for row in result.baseline_by_subject]
+    assert np.mean(plain_right) == pytest.approx(result.baseline["accuracy"].value)
     assert any("roc_auc is undefined in" in note for note in result.models["tiny"].notes)
 
 
@@ -300,7 +302,7 @@ def test_where_no_baseline_can_be_fitted(answering, tmp_path, case):
     if case == "last class":
         assert result.baseline["accuracy"].value <= 0.5
         return
-    assert (result.baseline, result.models["tiny"].less_baseline) == (None, None)
+    assert (result.baseline, result.baseline_by_subject, result.models["tiny"].less_baseline) == (None, None, None)
     assert any(note.startswith("There is no baseline: ") and said[case] in note for note in result.notes)
 
 

@@ -49,6 +49,10 @@ def result(**changes):
         "metrics": ["accuracy", "roc_auc"],
         "models": {"tiny": of_model()},
         "baseline": {"accuracy": Score(0.5, 0.25, 0.75), "roc_auc": Score(0.6)},
+        "baseline_by_subject": [
+            {"subject": "s|1", "windows": 1300, "accuracy": 0.375, "roc_auc": None},
+            {"subject": "s2", "windows": 40, "accuracy": 0.625, "roc_auc": 0.75},
+        ],
         "chance": {"accuracy": Score(0.5, 0.5, 0.5), "roc_auc": Score(0.5, 0.5, 0.5)},
         "protocol": Protocol(["split by subject, not as the task is"], 4000, 6, 2088),
         "published": [],
@@ -102,17 +106,23 @@ def test_markdown_has_all_in_tables():
     assert "probabilities that a language model gives the allowed answers." in page
     assert "Chance always gives each answer the share of windows" in page
     assert chance == ["chance", "0.500 (0.50 to 0.50)", "0.500 (0.50 to 0.50)"]
-    assert head_of_subjects == ["subject", "windows", "accuracy", "AUROC"]
-    assert subjects == [["s\\|1", "1,300", "0.750", "–"], ["s2", "40", "0.500", "0.500"]]
+    assert head_of_subjects == ["subject", "windows", "of", "accuracy", "AUROC"]
+    assert subjects == [
+        *(["s\\|1", "1,300", "tiny", "0.750", "–"], ["s\\|1", "1,300", "baseline", "0.375", "–"]),
+        *(["s2", "40", "tiny", "0.500", "0.500"], ["s2", "40", "baseline", "0.625", "0.750"]),
+    ]
     assert "- roc_auc is undefined in 12 of 1000 draws" in page
     assert "about 64 windows, the model wrote texts of which 25.0% are none of the answers, such as" in page
     assert '"Yes\\nNo", "–".' in page
 
 
 def test_markdown_of_what_is_missing():
-    page = evaluation(
-        result(models={"tiny": of_model(less_baseline=None, written=None, notes=[])}, baseline=None, notes=[])
-    ).markdown()
+    alone = {"tiny": of_model(less_baseline=None, written=None, notes=[])}
+    page = evaluation(result(models=alone, baseline=None, baseline_by_subject=None, notes=[])).markdown()
+    assert tables(page)[3:] == [
+        ["subject", "windows", "accuracy", "AUROC"],
+        *(["s\\|1", "1,300", "0.750", "–"], ["s2", "40", "0.500", "0.500"]),
+    ]
     assert [row[0] for row in tables(page)][:3] == ["", "tiny", "chance"]
     assert "log band power" not in page
     assert "difference" not in page
@@ -139,9 +149,11 @@ def test_models_stand_in_one_table():
     assert [row[1] for row in rows[5:7]] == ["-0.250 (-0.50 to -0.12)", "+0.375 (+0.25 to +0.50)"]
     # of each subject all models, one below the other
     assert [row[:4] for row in rows[8:]] == [
-        ["subject", "windows", "model", "accuracy"],
+        ["subject", "windows", "of", "accuracy"],
         *(["s\\|1", "1,300", "tiny", "0.750"], ["s\\|1", "7", "he\\|ad", "0.250"]),
+        ["s\\|1", "1,300", "baseline", "0.375"],
         *(["s2", "40", "tiny", "0.500"], ["s2", "7", "he\\|ad", "0.250"]),
+        ["s2", "40", "baseline", "0.625"],
     ]
     notes = [line for line in page.splitlines() if line.startswith("- ")]
     assert notes[:3] == [
@@ -180,6 +192,7 @@ def test_an_evaluation_of_before_is_read(tmp_path):
     made.write(tmp_path)
     content = json.loads((tmp_path / "results.json").read_text())
     own = content["results"][0].pop("models")["tiny"]
+    del content["results"][0]["baseline_by_subject"]
     content["results"][0] |= {
         "model": own["scores"],
         "difference": own["less_baseline"],
@@ -193,7 +206,8 @@ def test_an_evaluation_of_before_is_read(tmp_path):
     (found,) = read_evaluation(tmp_path).results
     (as_now,) = made.results
     assert found.models["tiny"] == replace(as_now.models["tiny"], notes=[])
-    assert replace(found, models={}) == replace(as_now, models={}, notes=["A split by subject.", UNDEFINED])
+    unnamed = replace(as_now, models={}, baseline_by_subject=None, notes=["A split by subject.", UNDEFINED])
+    assert replace(found, models={}) == unnamed
     assert read_evaluation(tmp_path).models == made.models
 
 

@@ -239,7 +239,9 @@ def test_figures_of_other_weights_are_refused(tuned, folders, tmp_path):
 
 
 def test_an_evaluation_reads_back(tmp_path):
-    plain = result(baseline=None, models={"tiny": of_model(less_baseline=None, written=None)})
+    plain = result(
+        baseline=None, baseline_by_subject=None, models={"tiny": of_model(less_baseline=None, written=None)}
+    )
     for made in (evaluation(), evaluation(plain, result(), as_reference=True), compared()):
         made.write(tmp_path)
         assert read_evaluation(tmp_path) == made

@@ -483,6 +483,21 @@ def test_a_model_s_recipe_is_followed_at_the_mains_of_the_recordings(
     assert preparation["recipe_id"] == model.recipe_id
 
 
+def test_a_corpus_for_labram(tmp_path: Path, monkeypatch: Any) -> None:
+    """Windows as long as LaBraM reads, by the recipe that NeuroLM's sets have, too."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from prepare_data import Arguments, feature_extractor
+
+    made = {
+        kind: feature_extractor(Arguments("Corpus", "in", "out", architecture=kind, scale=10.0), 50.0)
+        for kind in ("neurolm", "labram")
+    }
+    assert made["labram"].recipe_id == made["neurolm"].recipe_id
+    assert {kind: one.window_length(19) for kind, one in made.items()} == {"neurolm": 53, "labram": 13}
+    assert made["labram"].window_length(4) == 16
+    assert made["labram"].known_channels == 128
+
+
 def test_the_script_s_exit_codes(recordings: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(SCRIPT.parent)
     from prepare_data import main
@@ -515,6 +530,7 @@ def test_the_script_s_exit_codes(recordings: Path, tmp_path: Path, capsys: Any, 
             (*workload, "--split", "subject", "--split-shares", "0.5", "0.5"): "--split-shares are three",
             (*workload, "--split", "subject", "--model", tmp_path / "nothing"): "holds no feature extractor",
             (*workload, "--split", "subject", "--model", "m", "--scale", 10): "leave --scale out",
+            (*workload, "--model", "m", "--architecture", "labram"): "leave --architecture out",
             ("--task", "Workload", "--input", tmp_path / "none", "--output", tmp_path / "set"): "is not a folder",
         }
         for options, message in wrong.items():

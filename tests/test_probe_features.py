@@ -6,16 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from labram_folders import write_labram_folders
 from prepared_folders import write_prepared
 from stage_folders import write_language_model, write_text_model, write_tokenizer, write_vq
 from test_recipes import script_module
-from tiny_labram import masked_model
 
-from neurolm_hf import NeuroLMProcessor, NeuroLMVQForSequenceClassification
+from neurolm_hf import NeuroLMVQForSequenceClassification
 from neurolm_hf.baseline import logistic_probabilities
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.metrics import balanced_accuracy
-from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor
+from neurolm_hf.processing_neurolm import EEGFeatureExtractor
 from neurolm_hf.starting_models import load_classifier
 from neurolm_hf.storage import load_prepared
 from neurolm_hf.tasks import load_task
@@ -42,9 +42,7 @@ def folders(tmp_path_factory):
     made["classifier"] = root / "classifier"
     trained.save_pretrained(made["classifier"])
     processor.save_pretrained(made["classifier"])
-    made["labram"] = root / "labram"
-    masked_model().save_pretrained(made["labram"])
-    NeuroLMProcessor(EEGFeatureExtractor(notch_frequency=50, **LABRAM_LAYOUT)).save_pretrained(made["labram"])
+    made["labram"] = write_labram_folders(root / "labrams") / "masked"
     return {name: str(folder) for name, folder in made.items()}
 
 
