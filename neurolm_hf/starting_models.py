@@ -456,7 +456,7 @@ def _adapter_settings(source: str) -> dict[str, Any]:
     return content
 
 
-def _merged_classifier(source: str) -> NeuroLMForSequenceClassification:
+def _merged_classifier(source: str) -> PreTrainedModel:
     """`lora.merged_classifier`, which needs PEFT."""
     try:
         from .lora import merged_classifier
