@@ -527,7 +527,8 @@ def optimizer_groups(
         rate = learning_rate * (layer_decay or 1) ** below
         new = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
         groups.setdefault((below, decays), new)["params"].append(parameter)
-    return list(groups.values())
+    # the full rate first: it is the first group's that the Trainer logs
+    return [groups[place] for place in sorted(groups)]
 
 
 def _decayed_names(model: nn.Module) -> list[str]:

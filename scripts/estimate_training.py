@@ -211,6 +211,8 @@ def estimate(options: Arguments, place: int, stage: Stage) -> Estimate:
             f"{options.recipes[stage]}: lora_targets names layers of its own, which are not counted: leave it out for "
             "an adapter on all layers of the language model."
         )
+    if recipe.get("architecture") == "labram" or "layer_decay" in recipe:
+        raise ValueError(f"{options.recipes[stage]} is a recipe of LaBraM: only NeuroLM's stages are counted here.")
     schedule = schedule_of(options, place, stage, recipe)
     rank = (
         options.lora_rank if options.lora_rank is not None else recipe.get("lora_rank", 16) * bool(recipe.get("lora"))

@@ -195,6 +195,9 @@ def test_what_does_not_fit_together_is_said(tmp_path: Path, capsys: pytest.Captu
     assert "30 windows a step cannot be shared out" in refused(capsys, "--pretrain", written, "--hours", "1")
     targets = recipe(tmp_path, "lora: true\nlora_targets: [c_attn]\n")
     assert "lora_targets names layers of its own" in refused(capsys, "--instruct", targets, "--hours", "1")
+    for stage, name in (("--vq", "labram-vq-paper"), ("--instruct", "labram-finetune-base")):
+        labram = str(ROOT / "recipes" / f"{name}.yaml")
+        assert f"{name}.yaml is a recipe of LaBraM" in refused(capsys, stage, labram, "--hours", "1")
     paper = str(ROOT / "recipes" / "pretrain-b.yaml")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')

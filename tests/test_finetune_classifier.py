@@ -11,11 +11,13 @@ from stage_folders import write_language_model, write_sets, write_text_model, wr
 from test_launching import run as launched
 from test_recipes import REPOSITORY
 from test_train_scripts import here, results
+from tiny_labram import masked_model
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
-from neurolm_hf import NeuroLMForCausalLM, NeuroLMVQModel
+from neurolm_hf import EEGFeatureExtractor, NeuroLMForCausalLM, NeuroLMProcessor, NeuroLMVQModel
 from neurolm_hf.collators import ClassificationCollator
 from neurolm_hf.metrics import balanced_accuracy
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT
 from neurolm_hf.starting_models import load_classifier
 from neurolm_hf.storage import load_prepared
 from neurolm_hf.tasks import load_task
@@ -37,6 +39,9 @@ def folders(tmp_path_factory):
     made = {"vq": write_vq(root / "vq"), "gpt2": write_text_model(root / "gpt2", tokenizer)}
     made["model"] = write_language_model(root / "model", made["vq"], made["gpt2"])
     made |= {name: write_sets(root / name, name) for name in ("Workload", "HMC", "Corpus")}
+    masked_model().save_pretrained(root / "labram")
+    NeuroLMProcessor(EEGFeatureExtractor(notch_frequency=50, **LABRAM_LAYOUT)).save_pretrained(root / "labram")
+    made["labram"] = root / "labram"
     return {name: str(folder) for name, folder in made.items()}
 
 
@@ -51,7 +56,8 @@ def tune(folders, output, *more, model="model", data="Workload"):
     [
         ("model", ["--with-question"], {"score", "model.language_model", "model.channel_embedding"}),
         ("model", ["--pooling", "encoder_mean"], {"score"}),
-        ("vq", ["--tune-eeg-encoder"], {"score", "encoder"}),
+        # what is said of the validation split is without smoothing
+        ("vq", ["--tune-eeg-encoder", "--label-smoothing-factor", "0.1"], {"score", "encoder"}),
     ],
 )
 def test_a_classifier_is_trained_and_opens(folders, tmp_path, model, options, trained):
@@ -93,6 +99,7 @@ def test_a_classifier_is_trained_and_opens(folders, tmp_path, model, options, tr
         ("model", ["--with-question"]),
         ("model", ["--pooling", "encoder_mean"]),
         ("vq", ["--tune-eeg-encoder"]),
+        ("labram", ["--layer-decay", "0.65", "--label-smoothing-factor", "0.1"]),
     ],
 )
 def test_two_processes_train_what_one_does(folders, tmp_path, model, options):

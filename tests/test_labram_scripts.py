@@ -11,7 +11,7 @@ import pytest
 import torch
 from stage_folders import write_sets, write_text_model, write_tokenizer, write_vq
 from test_recipes import REPOSITORY, script_module
-from test_train_scripts import here, results
+from test_train_scripts import figures, here, results
 from tiny_labram import WIDTHS, labram_classifier, labram_vq, masked_model
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoProcessor
 from transformers.utils import logging
@@ -151,20 +151,27 @@ def test_evaluations_mask_the_same_patches_each_time(folders, pretrained, monkey
     assert any(len(set(found)) > 1 for row, found in masks.items() if row.startswith("train"))
 
 
-def test_a_stopped_run_ends_with_the_same_weights(folders, vq, tmp_path, capsys, monkeypatch):
-    given = ["--from-scratch", "--vq", vq, "--labram-config", TINY, "--use-cpu", "--max-steps", "5"]
-    given += ["--per-device-train-batch-size", "4", "--train-data", folders["Workload"]]
-    assert here("pretrain_masked", *given, "--output-dir", tmp_path / "whole") == 0
+@pytest.mark.parametrize("script", ["pretrain_masked", "finetune_classifier"])
+def test_a_stopped_run_ends_with_the_same_weights(folders, vq, tmp_path, capsys, monkeypatch, script):
+    """With the same masks; and with a state of the optimiser in many groups, and blocks left out at random."""
+    start = {
+        "pretrain_masked": ["--from-scratch", "--vq", vq, "--labram-config", TINY],
+        "finetune_classifier": [*("--model", folders["masked"]), "--layer-decay", "0.65", "--drop-path", "0.5"],
+    }[script]
+    given = [*start, "--use-cpu", "--max-steps", "5", "--per-device-train-batch-size", "4"]
+    given += ["--train-data", folders["Workload"]]
+    assert here(script, *given, "--output-dir", tmp_path / "whole") == 0
+    collator = {"pretrain_masked": MaskedCollator, "finetune_classifier": ClassificationCollator}[script]
 
-    class Preempted(MaskedCollator):
+    class Preempted(collator):
         def __call__(self, rows):
             os.kill(os.getpid(), signal.SIGTERM)
             return super().__call__(rows)
 
     with monkeypatch.context() as context:
-        context.setattr(script_module("pretrain_masked"), "MaskedCollator", Preempted)
-        assert here("pretrain_masked", *given, "--output-dir", tmp_path / "stopped") == 143
-    assert here("pretrain_masked", *given, "--output-dir", tmp_path / "stopped") == 0
+        context.setattr(script_module(script), collator.__name__, Preempted)
+        assert here(script, *given, "--output-dir", tmp_path / "stopped") == 143
+    assert here(script, *given, "--output-dir", tmp_path / "stopped") == 0
     assert "going on from step 1 of 5" in capsys.readouterr().out
     whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped
@@ -181,6 +188,37 @@ def test_a_model_without_its_tokenizer_goes_on_with_it_beside(folders, vq, tmp_p
     # three steps have moved it a little
     for name, tensor in start.labram.state_dict().items():
         torch.testing.assert_close(made.labram.state_dict()[name], tensor, atol=1e-3, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["pretrain_masked", *(pytest.param(one, marks=pytest.mark.slow) for one in ("train_vq", "finetune_classifier"))],
+)
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [
+        (["--activation-checkpointing"], 1e-6),
+        (["--torch-compile", "--torch-compile-backend", "eager"], 1e-5),
+        (["--bf16"], 0.05),
+    ],
+    ids=["checkpointing", "compiled", "bf16"],
+)
+def test_what_saves_time_or_memory_changes_no_figure(folders, tmp_path, script, option, tolerance):
+    start = {
+        "train_vq": ["--from-scratch", "--architecture", "labram", "--vq-config", TINY_VQ],
+        "pretrain_masked": ["--model", folders["masked"]],
+        "finetune_classifier": ["--model", folders["masked"], "--layer-decay", "0.65"],
+    }[script]
+    given = [*start, "--train-data", folders["Workload"], *SHORT, "--max-steps", "2"]
+    torch.compiler.reset()
+    assert here(script, *given, "--output-dir", tmp_path / "plain") == 0
+    assert here(script, *given, *option, "--output-dir", tmp_path / "given") == 0
+    torch.compiler.reset()
+    plain, other = figures(tmp_path / "plain"), figures(tmp_path / "given")
+    assert len(plain) == 5
+    assert other == pytest.approx(plain, rel=tolerance)
+    if option == ["--bf16"]:
+        assert other != plain
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -247,6 +285,7 @@ def test_windows_that_labram_cannot_read_are_told_by_name(folders, tmp_path, cap
             [*("--from-scratch", "--architecture", "labram"), "--text-model", "{gpt2}", "--text-data", "{gpt2}"],
             "has no text adversary",
         ),
+        ("train_vq", ["--from-scratch", "--label-smoothing-factor", "0.1"], "is for classifiers of single labels"),
         ("train_vq", ["--vq", "{neurolm-vq}", "--architecture", "labram"], "is a tokenizer of neurolm"),
         ("train_vq", ["--vq", "{masked}"], "is a LaBraM, not the neural tokenizer"),
         (

@@ -87,6 +87,7 @@ def test_each_depth_has_its_rate_and_follows_the_schedule(tmp_path: Path) -> Non
         "score.bias": (1.0, 0.0),
     }
     for factor in (0, 0.5, 1, 7 / 8, 6 / 8):
+        assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0.8 * factor)
         assert rates() == {name: (pytest.approx(0.8 * scale * factor), wd) for name, (scale, wd) in scales.items()}
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
