@@ -154,7 +154,9 @@ def read_recording(
         if not has_codes:
             continue
         of_batch = eeg_codes(extractor.collate([[one] for one in segments], [], "pt"), pipe.model).cpu().numpy()
-        codes += [row[: one.n_patches].reshape(-1, channels).T for row, one in zip(of_batch, segments, strict=True)]
+        codes += [
+            extractor.by_channel(row[: one.n_patches], channels) for row, one in zip(of_batch, segments, strict=True)
+        ]
     return Reading(pipe, asked, extractor, prepared[0], spans, of_all, np.concatenate(probabilities), codes, info)
 
 

@@ -161,7 +161,13 @@ def open_model(source: str, device: str = "cpu") -> Answering:
     """
     adapter, home = is_adapter(source), source
     if not adapter:
-        if (kind := model_type(source)) != "neurolm":
+        kind = model_type(source)
+        if kind.startswith("labram"):
+            raise ValueError(
+                f"{source} is a {kind}, which answers nothing in words: scripts/finetune_classifier.py makes a "
+                "classifier of a LaBraM, scripts/evaluate_tasks.py judges it, and docs/classifiers.md reads with it."
+            )
+        if kind != "neurolm":
             raise ValueError(f"{source} is a {kind}, which answers nothing: give a NeuroLM, or an adapter of one.")
         for name in NeuroLMConfig.from_pretrained(source).architectures or []:
             if name != NeuroLMForCausalLM.__name__:

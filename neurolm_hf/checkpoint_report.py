@@ -19,7 +19,7 @@ from .answered_recording import check_decoder
 from .answering import Answering, EvaluationSet, check_recipe, open_model, open_set
 from .checkpoint_figures import plot_code_map, plot_reliability
 from .checkpoints import last_complete_checkpoint
-from .codebook_use import SHOWN_HZ, code_frequencies, codebook_of, count_codes, on_device, two_dimensions
+from .codebook_use import code_frequencies, codebook_of, count_codes, on_device, two_dimensions
 from .collators import EEGCollator, row_name
 from .dataset_card import read_description
 from .evaluation import BASELINE, CHANCE, Result, Score, ask, compare, windows_of
@@ -30,18 +30,16 @@ from .figures import (
     plot_confusion,
     plot_losses,
     plot_probabilities,
-    plot_reconstruction,
     plot_scores,
 )
 from .metrics import expected_calibration_error
-from .modeling_neurolm import NeuroLMVQModel
 from .page import Html, bullets, paragraph, picture, section, table, write_page
 from .processing_neurolm import EEGFeatureExtractor
 from .recording_figures import spread
 from .stages import bare_language_model
-from .starting_models import describe_source, load_vq, model_type
+from .starting_models import ARCHITECTURES, architecture_of, describe_source, load_vq
 from .storage import load_prepared
-from .validation import by_channel
+from .validation import plot_reconstructed, reconstructed
 
 
 # Of more windows, so many are read, evenly spread.
@@ -73,7 +71,7 @@ class _Given:
     folder: str
     split: str
     encoder: Any
-    tokenizer: NeuroLMVQModel | None
+    tokenizer: Any
     answering: Answering | None = None
     asked: EvaluationSet | None = None
 
@@ -133,7 +131,7 @@ def write_checkpoint_report(
 def _open(model: str, data: str, split: str, tokenizer: str | None, windows_at_most: int) -> _Given:
     name = Path(model).name
     if _is_tokenizer(model):
-        vq, extractor = load_vq(model)
+        vq, extractor = load_vq(model, architectures=ARCHITECTURES)
         rows = load_prepared(data, split)
         chosen = rows.select(spread(len(rows), windows_at_most).tolist())
         return _Given(name, model, extractor, chosen, len(rows), data, split, vq.eval(), vq)
@@ -163,7 +161,7 @@ def _open(model: str, data: str, split: str, tokenizer: str | None, windows_at_m
 
 def _is_tokenizer(source: str) -> bool:
     try:
-        return model_type(source) == "neurolm_vq"
+        return architecture_of(source) is not None
     except ValueError:  # an adapter without a config, or nothing, which `open_model` will say
         return False
 
@@ -356,8 +354,7 @@ def _map_section(given: _Given, counts: NDArray[np.int64], output: Path) -> Html
     if given.tokenizer is None:
         caption += " Colours would need the neural tokenizer, which decodes."
     else:
-        hertz = code_frequencies(given.tokenizer, counts)
-        highest = min(SHOWN_HZ, given.tokenizer.config.num_frequency_bins - 1)
+        hertz, highest = code_frequencies(given.tokenizer, given.extractor, counts)
         caption += " Colour and shape tell the frequency at which the spectrum that a code decodes to stands out most "
         caption += f"from the mean of all used codes, up to {highest} Hz."
     figure = plot_code_map(places, counts, hertz, shares)
@@ -377,12 +374,13 @@ def _reconstruction_section(given: _Given, output: Path) -> Html:
         row = given.rows[place]
         outputs = given.tokenizer(**on_device(collator([row]), given.tokenizer))
         channels = list(row["channels"])
-        signal, drawn = (by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
+        signal, drawn = reconstructed(outputs, len(channels))
         likeness = np.mean(
             [np.corrcoef(*pair)[0, 1] for pair in zip(signal, drawn, strict=True) if min(map(np.std, pair)) > 0]
         )
-        figure = plot_reconstruction(signal, drawn, channels, given.extractor.sampling_rate)
-        alt = f"Signal and reconstruction; mean correlation over {len(channels)} channels {likeness:.2f}."
+        figure = plot_reconstructed(outputs, channels)
+        what = "Signal" if "raw" in outputs else "Amplitude spectrum"
+        alt = f"{what} and reconstruction; mean correlation over {len(channels)} channels {likeness:.2f}."
         parts.append(picture(output, f"reconstruction-{number}", figure, alt, f"{row_name(row)}, z-scored."))
     return section(heading, *parts)
 

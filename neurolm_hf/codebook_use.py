@@ -10,7 +10,8 @@ from transformers.utils.logging import tqdm
 
 from .channels_neurolm import CHANNEL_VOCABULARY
 from .collators import EEGCollator
-from .modeling_neurolm import NeuroLMVQModel
+from .layers_neurolm import NeuralTokenizer
+from .modeling_labram import LaBraMVQDecoderOutput
 from .processing_neurolm import EEGFeatureExtractor
 from .storage import batches_of
 
@@ -40,7 +41,7 @@ def count_codes(encoder: Any, extractor: EEGFeatureExtractor, rows: Any, batch_s
     for part in tqdm(batches, total=-(-len(rows) // batch_size), desc="codes", unit="batch"):
         inputs = on_device(collator(part), encoder)
         with torch.no_grad():
-            tokenizer = isinstance(encoder, NeuroLMVQModel)
+            tokenizer = isinstance(encoder, NeuralTokenizer)
             codes = encoder.encode(**inputs).codes if tokenizer else encoder.get_eeg_codes(**inputs)
         real = codes[inputs["eeg_attention_mask"].bool()]
         counts += np.bincount(real.cpu().numpy(), minlength=len(counts))
@@ -56,7 +57,7 @@ def on_device(batch: Mapping[str, Any], model: Any) -> dict[str, torch.Tensor]:
 
 def codebook_of(encoder: Any) -> torch.Tensor:
     """(codes, width) of a neural tokenizer or of a language model."""
-    home = encoder.encoder if isinstance(encoder, NeuroLMVQModel) else encoder.eeg_encoder
+    home = encoder.encoder if isinstance(encoder, NeuralTokenizer) else encoder.eeg_encoder
     codebook: torch.Tensor = home.quantizer.codebook.detach().float().cpu()
     return codebook
 
@@ -74,14 +75,33 @@ def two_dimensions(codebook: torch.Tensor) -> tuple[NDArray[np.float64], tuple[f
 
 
 @torch.no_grad()
-def code_frequencies(tokenizer: NeuroLMVQModel, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(codes,) frequency in Hz at which a code, decoded alone, stands out most from the mean of those in use."""
+def code_frequencies(
+    tokenizer: Any, extractor: EEGFeatureExtractor, counts: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], int]:
+    """At which frequency a code, decoded alone, stands out most from the mean of those in use.
+
+    Args:
+        tokenizer: a neural tokenizer, which decodes.
+        extractor: of its recipe.
+        counts: (codes,), how often each is used.
+
+    Returns:
+        (codes,) in Hz, and the highest frequency that was looked at.
+    """
     codes = torch.arange(len(counts), device=tokenizer.device)[:, None]
-    channel = torch.full_like(codes, CHANNEL_VOCABULARY.index(CHANNEL_OF_A_CODE))
+    channel = torch.full_like(codes, CHANNEL_VOCABULARY.index(CHANNEL_OF_A_CODE) + extractor.channel_id_offset)
     spectra = [
-        cast(torch.Tensor, tokenizer.decode(part, ids, torch.zeros_like(part)).frequency)[:, 0]
+        _spectrum(tokenizer.decode(part, ids, torch.zeros_like(part)))[:, 0]
         for part, ids in zip(codes.split(CODES_AT_A_TIME), channel.split(CODES_AT_A_TIME), strict=True)
     ]
     predicted = torch.cat(spectra).float().cpu().numpy()
     shown = predicted[:, 1 : SHOWN_HZ + 1]  # bin i is i Hz
-    return 1.0 + (shown - shown[counts > 0].mean(axis=0)).argmax(axis=1)
+    return 1.0 + (shown - shown[counts > 0].mean(axis=0)).argmax(axis=1), shown.shape[1]
+
+
+def _spectrum(decoded: Any) -> torch.Tensor:
+    """(batch, patches, bins) up to half the sampling rate, from what a tokenizer's `decode` returns."""
+    if isinstance(decoded, LaBraMVQDecoderOutput):
+        amplitude = cast(torch.Tensor, decoded.amplitude)
+        return amplitude[..., : amplitude.shape[-1] // 2 + 1]  # the others mirror these
+    return cast(torch.Tensor, decoded.frequency)

@@ -7,10 +7,10 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
-from .configuration_neurolm import NeuroLMConfig
 from .modeling_neurolm import NeuroLMForCausalLM, NeuroLMForSequenceClassification
 from .processing_neurolm import NeuroLMProcessor
 
@@ -101,8 +101,8 @@ def save_beside_adapter(model: Adaptable, processor: NeuroLMProcessor, folder: s
     processor.save_pretrained(folder)
 
 
-def merged_classifier(source: str) -> NeuroLMForSequenceClassification:
-    """A classifier's adapter, merged into the model that it belongs to.
+def merged_classifier(source: str) -> PreTrainedModel:
+    """The adapter of a NeuroLM's or a LaBraM's classifier, merged into the model that it belongs to.
 
     PEFT alone builds the head that the base model's config knows of, which has other classes or none. Here it is the
     config beside the adapter that says them: `model.config.save_pretrained(folder)` has written it.
@@ -114,8 +114,9 @@ def merged_classifier(source: str) -> NeuroLMForSequenceClassification:
         OSError: the config, the adapter or its model cannot be read.
     """
     adapter = PeftConfig.from_pretrained(source)
-    base = NeuroLMForSequenceClassification.from_pretrained(
-        adapter.base_model_name_or_path, revision=adapter.revision, config=NeuroLMConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        adapter.base_model_name_or_path, revision=adapter.revision, config=config, trust_remote_code=False
     )
     merged: Any = PeftModel.from_pretrained(base, source)
     return merged.merge_and_unload()

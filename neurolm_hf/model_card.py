@@ -400,6 +400,8 @@ def _limits(model: ModelFolder, evaluation: "Evaluation | None") -> Iterator[str
         )
     else:
         lines.append("From whom it has learnt is not known here: any test may hold people whom it knows.")
+    if untrained := model.untrained_channels():
+        lines.append(f"No training has moved its rows of these channels: {', '.join(map(plain_text, untrained))}.")
     if any(step.get("recordings") == "simulated" for step in model.history()):
         lines.append(
             "Some or all of the recordings that it has learnt from are simulated, and its figures may be of such ones "

@@ -94,6 +94,11 @@ class ModelFolder:
         found = [one for part in self._parts for one in _origins(part)]
         return list({one["sha256"]: one for one in found}.values())
 
+    def untrained_channels(self) -> list[str]:
+        """Channels whose rows in a converted LaBraM no training has moved, as the conversion found them."""
+        provenance = _before_trainings(self.config.get("provenance"))
+        return list(provenance.get("untrained_channels") or []) if isinstance(provenance, dict) else []
+
     def parameters(self) -> int:
         """Numbers in its weights, by the heads of its files.
 
@@ -169,13 +174,18 @@ def _trainings(provenance: Any) -> Iterator[dict[str, Any]]:
 
 def _origins(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What stands at the start of a provenance that a conversion wrote: a file, or several by what they are."""
-    provenance = config.get("provenance")
-    for step in _trainings(provenance):
-        before = step.get("started_from")
-        provenance = before.get("provenance") if isinstance(before, dict) else None
+    provenance = _before_trainings(config.get("provenance"))
     if isinstance(provenance, dict) and "made_by" not in provenance:
         entries = [provenance] if "sha256" in provenance else list(provenance.values())
         yield from (one for one in entries if isinstance(one, dict) and "sha256" in one)
+
+
+def _before_trainings(provenance: Any) -> Any:
+    """What stands at the start of a provenance, before the first training."""
+    for step in _trainings(provenance):
+        before = step.get("started_from")
+        provenance = before.get("provenance") if isinstance(before, dict) else None
+    return provenance
 
 
 def _object(file: Path) -> dict[str, Any] | None:

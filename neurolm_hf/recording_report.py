@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .answered_recording import Reading, Spectra, check_decoder, measure_spectra, read_recording
 from .channels_neurolm import join_words
-from .figures import perplexity, plot_reconstruction
+from .figures import perplexity
 from .inspection import inspect_recording
 from .occlusion import window_importance
 from .page import Html, bullets, paragraph, picture, section, table, write_page
@@ -31,7 +31,7 @@ from .recording_figures import (
     spread,
 )
 from .stages import bare_language_model
-from .validation import by_channel
+from .validation import plot_reconstructed
 
 
 if TYPE_CHECKING:
@@ -318,13 +318,11 @@ def _reconstruction_section(reading: Reading, tokenizer: "NeuroLMVQModel | None"
     del inputs["eeg_segment_ids"]
     with torch.no_grad():
         outputs = tokenizer.eval()(**inputs)
-    channels = len(reading.prepared.ch_names)
-    signal, drawn = (by_channel(values, channels) for values in (outputs.target_raw, outputs.raw))
     parts = [
         picture(
             output,
             "reconstruction",
-            plot_reconstruction(signal, drawn, reading.prepared.ch_names, reading.extractor.sampling_rate),
+            plot_reconstructed(outputs, reading.prepared.ch_names),
             f"Signal and reconstruction from its tokens, {start:g} to {end:g} s.",
             f"{start:g} to {end:g} s, z-scored, and what the neural tokenizer makes of it through its codes.",
         )

@@ -221,6 +221,11 @@ def load_language_model(source: str, stages: Collection[str]) -> tuple[NeuroLMFo
     kind = model_type(source)
     if kind == "neurolm_vq":
         raise ValueError(f"{source} is a neural tokenizer: give it as --vq, with --text-model beside it.")
+    if kind.startswith("labram"):
+        raise ValueError(
+            f"{source} is a {kind}, which has no words: scripts/pretrain_masked.py and scripts/finetune_classifier.py "
+            "train it."
+        )
     if kind != "neurolm":
         raise ValueError(f"{source} is a {kind}: give it as --text-model, with the neural tokenizer as --vq.")
     stage = PreTrainedConfig.get_config_dict(source)[0].get("stage")
@@ -451,7 +456,7 @@ def _adapter_settings(source: str) -> dict[str, Any]:
     return content
 
 
-def _merged_classifier(source: str) -> NeuroLMForSequenceClassification:
+def _merged_classifier(source: str) -> PreTrainedModel:
     """`lora.merged_classifier`, which needs PEFT."""
     try:
         from .lora import merged_classifier
@@ -497,7 +502,7 @@ def _check_head(source: str, kind: str, classes: Sequence[str], pooling: str | N
 
 def _text_config(source: str) -> Any:
     """The text part of a language model's configuration."""
-    if (kind := model_type(source)).startswith("neurolm"):
+    if (kind := model_type(source)).startswith(("neurolm", "labram")):
         raise ValueError(f"{source} is a {kind}, not a text model: --text-model is a GPT-2, a Llama, a Qwen ...")
     return AutoConfig.from_pretrained(source).get_text_config()
 

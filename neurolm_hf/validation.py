@@ -130,7 +130,7 @@ class ReconstructionCallback(TrainerCallback):
         # all processes make the pass, which gathers weights that are shared out
         if not state.is_world_process_zero:
             return
-        figure = _picture(outputs, list(self.row["channels"]))
+        figure = plot_reconstructed(outputs, list(self.row["channels"]))
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / f"step-{state.global_step}.png")
         for callback in self.callbacks:
@@ -138,17 +138,33 @@ class ReconstructionCallback(TrainerCallback):
                 callback.tb_writer.add_figure("reconstruction", figure, state.global_step)
 
 
-def _picture(outputs: Any, channels: Sequence[str]) -> Any:
-    """Of the first window of a batch, and what its tokenizer predicts."""
+def reconstructed(outputs: Any, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a neural tokenizer had to reconstruct of the first window of a batch, and what it makes of it.
+
+    Args:
+        outputs: of the tokenizer.
+        channels: of the window.
+
+    Returns:
+        (channels, samples) each, z-scored, of NeuroLM's; of LaBraM's (channels, bins), the amplitudes up to half the
+        sampling rate, means over the seconds.
+    """
     if "raw" in outputs:
-        signal, drawn = (by_channel(values, len(channels)) for values in (outputs.target_raw, outputs.raw))
-        return figures.plot_reconstruction(signal, drawn, channels)
+        return by_channel(outputs.target_raw, channels), by_channel(outputs.raw, channels)
     # channel-major; the bins above half the sampling rate mirror those below
     target, drawn = (
-        values[0].unflatten(0, (len(channels), -1)).mean(1)[:, : values.shape[-1] // 2 + 1].float().cpu().numpy()
+        values[0].unflatten(0, (channels, -1)).mean(1)[:, : values.shape[-1] // 2 + 1].float().cpu().numpy()
         for values in (outputs.target_amplitude, outputs.amplitude)
     )
-    return figures.plot_amplitudes(target, drawn, channels)
+    return target, drawn
+
+
+def plot_reconstructed(outputs: Any, channels: Sequence[str]) -> Any:
+    """Draws what `reconstructed` gives of the window with these channels."""
+    given, drawn = reconstructed(outputs, len(channels))
+    if "raw" in outputs:  # a patch is a second
+        return figures.plot_reconstruction(given, drawn, channels, outputs.raw.shape[-1])
+    return figures.plot_amplitudes(given, drawn, channels)
 
 
 def predicted_patches(outputs: Any) -> torch.Tensor:

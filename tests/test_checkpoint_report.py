@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from labram_folders import write_labram_folders
 from pages import checked
 from prepared_folders import write_prepared
 from stage_folders import write_language_model, write_text_model, write_tokenizer, write_vq
+from tiny_labram import labram_vq
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMProcessor, NeuroLMVQModel, checkpoint_report, figures
 from neurolm_hf.answering import open_model, open_set
+from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.checkpoint_report import write_checkpoint_report
 from neurolm_hf.checkpoints import seal
 from neurolm_hf.codebook_use import code_frequencies, two_dimensions
 from neurolm_hf.collators import EEGCollator
 from neurolm_hf.evaluation import evaluate_set
 from neurolm_hf.evaluation_report import EvaluatedModel, Evaluation
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor
 from neurolm_hf.scoring import score_rows
 from neurolm_hf.starting_models import describe_source
 from neurolm_hf.storage import load_prepared
@@ -131,6 +135,38 @@ def test_a_page_of_a_tokenizer_needs_no_question(home: Path, tmp_path: Path) -> 
         write(home, tmp_path / "none", "vq", evaluation=tmp_path)
 
 
+def test_a_page_of_labrams_tokenizer_shows_its_spectra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_prepared(tmp_path / "corpus", [("a.edf", "a", "train")], task="Corpus")
+    write_labram_folders(tmp_path)
+    drawn: list[Any] = []
+    draw = figures.plot_amplitudes
+    monkeypatch.setattr(figures, "plot_amplitudes", lambda *given: drawn.append(given) or draw(*given))
+    tokenizer, corpus = str(tmp_path / "tokenizer"), str(tmp_path / "corpus")
+    page = write_checkpoint_report(tokenizer, corpus, tmp_path / "out", split="train")
+    text, headings = checked(page)
+    assert headings[1:4] == ["Codebook", "Map of the codes", "Reconstructions"]
+    assert "16 patches of 2 windows." in text
+    assert "up to 45 Hz" in text
+    assert len(list((tmp_path / "out").glob("reconstruction-*.png"))) == 2
+    vq, extractor = labram_vq(), EEGFeatureExtractor(**LABRAM_LAYOUT)
+    rows = load_prepared(tmp_path / "corpus", "train")
+    for (target, predicted, channels), row in zip(drawn, rows, strict=True):
+        inputs = EEGCollator(extractor)([row])
+        inputs.pop("rows")
+        with torch.no_grad():
+            outputs = vq(**inputs)
+        # channel by channel, means over its seconds
+        assert channels == list(row["channels"])
+        for name, given, made in zip(channels, target, predicted, strict=True):
+            patches = inputs["eeg_channel_ids"][0] == CHANNEL_VOCABULARY.index(name) + 1
+            np.testing.assert_allclose(given, outputs.target_amplitude[0, patches].mean(0)[:101], atol=1e-5)
+            np.testing.assert_allclose(made, outputs.amplitude[0, patches].mean(0)[:101], atol=1e-5)
+    assert "Amplitude spectrum and reconstruction; mean correlation over" in page.read_text()
+    for name in ("masked", "classifier"):
+        with pytest.raises(ValueError, match=f"{name} is a labram, which answers nothing in words"):
+            write_checkpoint_report(str(tmp_path / name), corpus, tmp_path / "none", split="train")
+
+
 def test_codes_are_marked_by_what_they_decode_to(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     draw = checkpoint_report.plot_code_map
@@ -142,7 +178,7 @@ def test_codes_are_marked_by_what_they_decode_to(home: Path, tmp_path: Path, mon
     expected, shares = two_dimensions(vq.encoder.quantizer.codebook)
     np.testing.assert_array_equal(places, expected)
     assert explained == shares
-    np.testing.assert_array_equal(hertz, code_frequencies(vq, counts))
+    np.testing.assert_array_equal(hertz, code_frequencies(vq, EEGFeatureExtractor(), counts)[0])
     assert "up to 45 Hz" in text
 
 

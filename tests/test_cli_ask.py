@@ -8,6 +8,7 @@ import json
 import mne
 import pytest
 from cli_folders import WORKLOAD, write_models, write_recordings
+from labram_folders import write_labram_folders
 
 from neurolm_hf.answering import open_model
 from neurolm_hf.cli.main import main
@@ -267,7 +268,13 @@ def test_models_that_are_none(models, recordings, capsys, tmp_path):
     assert (status, f"{recordings[0]} is a file, and MODEL is a folder" in err) == (2, True)
     status, _, err = ask(capsys, tmp_path / "absent", recordings[0])
     assert (status, f"there is no folder {tmp_path / 'absent'}" in err) == (2, True)
-    for model, message in ((models["vq"], "is a neurolm_vq, which answers nothing"), (tmp_path, "holds no model")):
+    labram = write_labram_folders(tmp_path / "labram")
+    for model, message in (
+        (models["vq"], "is a neurolm_vq, which answers nothing"),
+        (tmp_path, "holds no model"),
+        (labram / "classifier", "is a labram, which answers nothing in words: scripts/finetune_classifier.py"),
+        (labram / "tokenizer", "is a labram_vq, which answers nothing in words"),
+    ):
         status, out, err = ask(capsys, model, recordings[0])
         assert (status, out, err.count("\n")) == (1, "", 1)
         assert err.startswith(f"neurolm ask: error: {model} {message}")

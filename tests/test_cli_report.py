@@ -4,6 +4,7 @@ import json
 
 import pytest
 from cli_folders import write_models, write_recordings
+from labram_folders import write_labram_folders
 from stage_folders import write_sets
 
 from neurolm_hf.cli.main import main
@@ -83,9 +84,12 @@ def test_wrong_usage(models, capsys, tmp_path, arguments, message):
 
 
 def test_what_cannot_be_reported_is_a_line(models, recordings, capsys, tmp_path):
+    labram = write_labram_folders(tmp_path / "labram")
     for arguments, message in (
         ([models["tuned"], recordings[1]], f"{recordings[1]} is not a valid EDF file"),
         ([models["vq"], recordings[0]], "is a neurolm_vq, which answers nothing"),
+        ([labram / "masked", recordings[0]], "is a labram, which answers nothing in words"),
+        ([models["tuned"], recordings[0], "--vq", labram / "tokenizer"], "of another architecture (labram_vq)"),
         ([models["tuned"], "--data", tmp_path / "absent"], "absent"),
     ):
         status, out, err = report(capsys, *arguments, "--output", tmp_path / "out")

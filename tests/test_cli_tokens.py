@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from cli_folders import write_models, write_recordings
+from labram_folders import write_labram_folders
+from recording_files import write_edf
 from safetensors import safe_open
 from tiny import randomize
+from tiny_labram import labram_vq, masked_model
 
 from neurolm_hf import NeuroLMConfig, NeuroLMForCausalLM, NeuroLMForSequenceClassification, NeuroLMProcessor
 from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
@@ -23,6 +26,11 @@ from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def labram(tmp_path_factory):
+    return write_labram_folders(tmp_path_factory.mktemp("labram"))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,49 @@ def test_codes_lie_by_second_and_channel_in_either_order(recordings, layout):
     read = recording_tokens(str(recordings[0]), model, extractor, options, Console("neurolm tokens"))
     names = [CHANNEL_VOCABULARY.index(name) for name in read.channels]
     assert read.codes.tolist() == [[[1000 * second + name for name in names] for second in range(9)]] * 4
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "masked"])
+def test_tokens_of_labram_lie_as_neurolms(labram, recordings, capsys, tmp_path, name):
+    """By its tokenizer, and by the model that holds it; patches go channel by channel into these."""
+    processor = NeuroLMProcessor.from_pretrained(labram / name)
+    processor.feature_extractor.window_seconds = 9
+    inputs = processor(eeg=str(recordings[0]), return_tensors="pt")
+    rows = [CHANNEL_VOCABULARY.index(channel) + 1 for channel in ("FP1", "FP2")]
+    assert inputs["eeg_channel_ids"][0].tolist() == [rows[0]] * 9 + [rows[1]] * 9
+    inputs = {name: values for name, values in inputs.items() if name.startswith(("input_values", "eeg_"))}
+    encode = masked_model().get_eeg_codes if name == "masked" else lambda **given: labram_vq().encode(**given).codes
+    wanted = encode(**inputs).view(4, 2, 9).transpose(1, 2)
+    assert len(wanted.unique()) > 3, "the codes tell something"
+
+    options = ["--model", labram / name, "--window-seconds", 9, "--batch-size", 3]
+    status, out, err = tokens(capsys, recordings[0], *options, "--json")
+    assert (status, err) == (0, "")
+    document = json.loads(out)
+    assert (document["codebook_size"], document["channels"]) == (32, ["FP1", "FP2"])
+    assert [one["codes"] for one in document["windows"]] == wanted.tolist()
+    _, out, _ = tokens(capsys, recordings[0], *options)
+    assert [list(map(int, line.split())) for line in out.splitlines() if line[:1].isdigit()] == [
+        [second, *codes] for second, codes in enumerate(wanted.flatten(0, 1).tolist())
+    ]
+    tokens(capsys, recordings[0], *options, "--output", tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
+        assert arrays["codes"].tolist() == wanted.tolist()
+        assert arrays["channels"].tolist() == ["FP1", "FP2"]
+
+
+def test_what_labram_cannot_tokenize_is_said(labram, recordings, capsys, tmp_path):
+    status, _, err = tokens(capsys, recordings[0], "--model", labram / "classifier")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "classifier is a LaBraM without the tokenizer that its codes are of: give that one" in err
+    bipolar = write_edf(tmp_path / "tcp.edf", names=("EEG Fp1-F7", "EEG I1"), seconds=40)
+    status, _, err = tokens(capsys, bipolar, "--model", labram / "tokenizer")
+    assert (status, "this model has no row for 1 channel(s): 'EEG I1'" in err) == (1, True)
+    status, out, _ = tokens(capsys, bipolar, "--model", labram / "tokenizer", "--unknown-channels", "drop", "--json")
+    assert (status, json.loads(out)["channels"]) == (0, ["FP1-F7"])
+    assert {one["end"] - one["start"] for one in json.loads(out)["windows"]} == {16}
+    status, _, err = tokens(capsys, recordings[0], "--model", labram / "tokenizer", "--window-seconds", 17)
+    assert (status, "16 s at most" in err) == (1, True)
 
 
 def test_a_table_for_people(models, recordings, wanted, capsys):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from small_trainings import ROWS, language_model, make_processor
 from tiny import vq_model
+from tiny_labram import labram_vq
 
 from neurolm_hf.channels_neurolm import CHANNEL_VOCABULARY
 from neurolm_hf.codebook_use import code_frequencies, count_codes, two_dimensions
 from neurolm_hf.collators import window_segment
-from neurolm_hf.processing_neurolm import EEGFeatureExtractor
+from neurolm_hf.processing_neurolm import LABRAM_LAYOUT, EEGFeatureExtractor
 
 
 def codes_alone(encode, extractor):
@@ -27,13 +28,16 @@ def codes_alone(encode, extractor):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_codes_are_counted_as_if_each_window_were_alone(batch_size):
-    """Windows of one to four channels and seconds, padded to one another, in batches."""
-    vq, extractor = vq_model(num_channel_embeddings=256), EEGFeatureExtractor()
-    counts = count_codes(vq, extractor, ROWS, batch_size)
-    expected = codes_alone(lambda *given: vq.encode(*given).codes, extractor)
-    assert counts.tolist() == [expected[code] for code in range(32)]
-    assert counts.sum() == sum(len(row["channels"]) * row["signal"].shape[1] // 200 for row in ROWS)
-    assert (counts > 0).sum() > 3
+    """Windows of one to four channels and seconds, padded to one another, in batches, by either tokenizer."""
+    for vq, extractor in (
+        (vq_model(num_channel_embeddings=256), EEGFeatureExtractor()),
+        (labram_vq(), EEGFeatureExtractor(**LABRAM_LAYOUT)),
+    ):
+        counts = count_codes(vq, extractor, ROWS, batch_size)
+        expected = codes_alone(lambda *given, vq=vq: vq.encode(*given).codes, extractor)
+        assert counts.tolist() == [expected[code] for code in range(32)]
+        assert counts.sum() == sum(len(row["channels"]) * row["signal"].shape[1] // 200 for row in ROWS)
+        assert (counts > 0).sum() > 3
 
 
 def test_a_language_model_counts_with_its_own_encoder():
@@ -74,5 +78,19 @@ def test_a_code_is_of_the_frequency_at_which_it_stands_out(bins, monkeypatch):
         spectra.append(decoded.frequency[0, 0, 1:46].numpy())
     usual = np.mean([spectra[code] for code in range(32) if counts[code]], axis=0)
     expected = [1 + int((spectrum - usual).argmax()) for spectrum in spectra]
-    assert code_frequencies(vq, counts).tolist() == expected
+    hertz, highest = code_frequencies(vq, EEGFeatureExtractor(), counts)
+    assert hertz.tolist() == expected
+    assert highest == min(45, bins - 1)
     assert len(set(expected)) > 3
+
+
+def test_codes_of_labram_too_stand_at_cz():
+    vq, counts = labram_vq(), np.arange(32) % 3
+    row = torch.full((32, 1), CHANNEL_VOCABULARY.index("CZ") + 1)
+    with torch.no_grad():
+        decoded = vq.decode(torch.arange(32)[:, None], row, torch.zeros_like(row))
+    spectra = decoded.amplitude[:, 0, 1:46].numpy()
+    hertz, highest = code_frequencies(vq, EEGFeatureExtractor(**LABRAM_LAYOUT), counts)
+    assert hertz.tolist() == (1 + (spectra - spectra[counts > 0].mean(axis=0)).argmax(axis=1)).tolist()
+    assert highest == 45
+    assert len(set(hertz)) > 3

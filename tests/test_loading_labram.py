@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from labram_folders import write_labram_folders
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from tiny import EEG, randomize
 from tiny_labram import labram_batch, labram_classifier, labram_config, labram_vq, masked_model
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
@@ -16,6 +17,8 @@ from neurolm_hf import (
     LaBraMModel,
     LaBraMVQModel,
 )
+from neurolm_hf.model_card import model_card
+from neurolm_hf.starting_models import load_classifier
 
 
 SAMPLES = (EEG((4, 8), 2, seed=1), EEG((1, 4, 6), 3, seed=2), EEG((10,), 4, seed=3))
@@ -192,11 +195,44 @@ def test_meta_device(make, auto_class):
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 
+# the norm before the head is as new as the head
+LORA = {
+    "r": 4,
+    "target_modules": ["qkv"],
+    "init_lora_weights": False,
+    "modules_to_save": ["score", "pooled_norm"],
+    "task_type": "SEQ_CLS",
+}
+
+
+def test_an_adapter_on_a_pre_trained_folder_opens_as_a_classifier(tmp_path):
+    base = write_labram_folders(tmp_path) / "masked"
+    model, processor = load_classifier(str(base), ("No", "Yes", "Perhaps"))
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(**LORA)).eval()
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if p.requires_grad and "lora" not in name:
+                p.add_(torch.randn(p.shape))
+        expected = adapted(**labram_batch(*SAMPLES)).logits
+    adapted.save_pretrained(tmp_path / "adapter")
+    model.config.save_pretrained(tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
+    merged, own = load_classifier(str(tmp_path / "adapter"), ("No", "Yes", "Perhaps"))
+    assert isinstance(merged, LaBraMForSequenceClassification)
+    assert own.feature_extractor.token_order == "channel_major"
+    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3).eval()
+    for one in (merged.eval(), again):
+        with torch.no_grad():
+            torch.testing.assert_close(one(**labram_batch(*SAMPLES)).logits, expected, atol=1e-5, rtol=1e-5)
+    card = model_card(tmp_path / "adapter")
+    assert "An adapter (LORA) of a [LaBraM](https://arxiv.org/abs/2405.18765) that sorts windows of EEG" in card
+    assert "Classes: No, Yes, Perhaps." in card
+
+
 def test_lora_on_a_classifier(tmp_path):
     reference = labram_classifier()
-    config = LoraConfig(
-        r=4, target_modules=["qkv"], init_lora_weights=False, modules_to_save=["score"], task_type="SEQ_CLS"
-    )
+    config = LoraConfig(**LORA)
     torch.manual_seed(0)
     adapted = get_peft_model(copy.deepcopy(reference), config)
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}

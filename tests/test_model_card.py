@@ -336,11 +336,14 @@ def test_the_trainings_of_a_labram_in_their_order(labram, tmp_path):
         assert "anna" not in training
     # what was converted
     files = {"labram": {"file": "labram-base.pth", "sha256": "a" * 64}, "vq": {"file": "v.pth", "sha256": "b" * 64}}
+    files["untrained_channels"] = ["NZ", "I2"]
+    assert "No training has moved" not in model_card(folder)
     config |= {"provenance": files, "vq_config": config["vq_config"] | {"provenance": files["vq"]}}
     (folder / "config.json").write_text(json.dumps(config))
     training = section(model_card(folder), "Training")
     assert training.count("Weights were converted from") == 2
     assert f"labram-base.pth (sha256 `{'a' * 64}`)" in training
+    assert "- No training has moved its rows of these channels: NZ, I2.\n" in section(model_card(folder), "Limits")
 
 
 @pytest.mark.parametrize(

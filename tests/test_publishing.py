@@ -6,6 +6,7 @@ The Hub is a stand-in on this machine.
 import copy
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import huggingface_hub
 import pytest
 import torch
 from hub_server import TOKEN, hub_server
+from labram_folders import write_labram_folders
 from prepared_folders import write_prepared
 from published_folders import (
     JUNK,
@@ -29,7 +31,7 @@ from published_folders import (
 from safetensors.torch import load, load_file
 from test_model_card import write_results
 
-from neurolm_hf import NeuroLMForCausalLM, NeuroLMVQModel
+from neurolm_hf import LaBraMForMaskedEEGModeling, NeuroLMForCausalLM, NeuroLMVQModel
 from neurolm_hf.dataset_card import write_card
 from neurolm_hf.model_card import CardOptions, is_edited
 from neurolm_hf.publishing import pack, publish, push_prepared
@@ -73,6 +75,24 @@ def test_only_what_a_model_needs_goes(folders):
     assert parcel.left_out == sorted([*JUNK, "checkpoint-4/"])
     assert not parcel.edited_card
     assert parcel.files["model.safetensors"] == folders / "tuned" / "model.safetensors"
+
+
+def test_labram_goes_with_its_own_code(tmp_path):
+    folders = write_labram_folders(tmp_path)
+    code = {f"{name}_neurolm.py" for name in ("channels", "checks", "configuration", "filtering", "layers")}
+    code |= {"processing_neurolm.py", "reading_neurolm.py", "configuration_labram.py", "modeling_labram.py"}
+    others = {"README.md", "config.json", "processor_config.json", "chat_template.jinja", "model.safetensors"}
+    for name in ("tokenizer", "masked", "classifier"):
+        assert pack(folders / name).files.keys() == code | others
+    for file, source in (
+        ("modeling_labram.py", r"config\.json"),
+        ("layers_neurolm.py", r"modeling_labram\.py"),
+        ("configuration_neurolm.py", r"\w+\.py"),
+    ):
+        (folders / "masked" / file).unlink()
+        with pytest.raises(ValueError, match=rf"lacks {file}, the code that {source} names"):
+            pack(folders / "masked")
+        shutil.copy(REPOSITORY / "neurolm_hf" / file, folders / "masked")
 
 
 def test_an_adapter_goes_with_the_name_of_its_model(folders):
@@ -272,6 +292,35 @@ def test_push_to_hub_keeps_names_here(folders, hub, tmp_path, kept):
         assert f'"tester/{name}"' in card
         assert "2,250 steps" in card
         assert ("- mine\n" in card) == (name == "model")
+
+
+def test_labram_keeps_names_here_too(hub, tmp_path):
+    """In the tokenizer within a model as well, with the package and without it."""
+    folder = write_labram_folders(tmp_path / "labram") / "masked"
+    config = json.loads((folder / "config.json").read_text())
+    config["provenance"] = config["vq_config"]["provenance"] = STEP
+    (folder / "config.json").write_text(json.dumps(config))
+    LaBraMForMaskedEEGModeling.from_pretrained(folder).push_to_hub("tester/with")
+    run_client(
+        hub,
+        f"""
+        from transformers import AutoModelForPreTraining
+        AutoModelForPreTraining.from_pretrained("{folder}", trust_remote_code=True).push_to_hub("tester/without")
+        """,
+        tmp_path / "client",
+    )
+    publish(pack(folder, CardOptions(name="tester/published")), "tester/published")
+    for name in ("with", "without", "published"):
+        files = hub.files(f"tester/{name}")
+        text = b"".join(content for file, content in files.items() if not file.endswith(".safetensors"))
+        for secret in (b"anna", str(tmp_path).encode(), SUBJECTS[0].encode()):
+            assert secret not in text
+        told = json.loads(files["config.json"])
+        for part in (told, told["vq_config"]):
+            assert part["provenance"]["data"][0]["subject_count"] == 12
+            assert part["provenance"]["started_from"]["model"] == "pretrained"
+    for name in ("with", "published"):
+        assert b"A [LaBraM](https://arxiv.org/abs/2405.18765)" in hub.files(f"tester/{name}")["README.md"]
 
 
 def test_push_to_hub_without_the_package_keeps_names_here(folders, hub, tmp_path):

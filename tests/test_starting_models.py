@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from labram_folders import write_labram_folders
 from safetensors.torch import load_file, save_file
 from stage_folders import (
     write_language_model,
@@ -43,6 +44,7 @@ def folders(tmp_path_factory):
     made["wide"] = write_text_model(root / "wide", made["tokenizer"], "gpt2", width=64)
     made["model"] = write_language_model(root / "model", made["vq"], made["gpt2"])
     made["tuned"] = write_language_model(root / "tuned", made["vq"], made["gpt2"], stage="instruction-tuned")
+    made["labram"] = write_labram_folders(root / "labram") / "masked"
     made["empty"] = root / "empty"
     made["empty"].mkdir()
     made["adapter"] = root / "adapter"
@@ -150,6 +152,7 @@ def test_an_earlier_stage_is_loaded_with_its_processor(folders):
         ("tuned", "is at stage 'instruction-tuned'; this training starts from 'pretrained'"),
         ("vq", "is a neural tokenizer: give it as --vq"),
         ("gpt2", "is a gpt2: give it as --text-model"),
+        ("labram", "is a labram, which has no words: scripts/pretrain_masked.py"),
         ("empty", "holds no model"),
         ("adapter", "is an adapter: merge it"),
     ],

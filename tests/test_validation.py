@@ -271,11 +271,11 @@ def test_a_reconstruction_is_drawn_after_each_evaluation(tmp_path: Path, monkeyp
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["step-2.png", "step-4.png"]
     first, second = (imread(tmp_path / "pictures" / f"step-{step}.png") for step in (2, 4))
     assert not np.array_equal(first, second)
-    signal, reconstruction, channels = drawn[-1]
+    signal, reconstruction, channels, rate = drawn[-1]
     window = ROWS[5]["signal"]
     np.testing.assert_allclose(signal, (window - window.mean()) / window.std(ddof=1), atol=1e-4)
     assert reconstruction.shape == window.shape
-    assert channels == ["T3", "T4", "O1", "O2"]
+    assert (channels, rate) == (["T3", "T4", "O1", "O2"], 200)
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,5 +1,5 @@
 """The VQ tokens of a recording: the code of each channel in each second, by a
-neural tokenizer or by the one in a NeuroLM.
+neural tokenizer or by the one in a NeuroLM or a LaBraM.
 
 A table with a row a second and a column a channel; seconds count from the
 start of the recording:
@@ -72,7 +72,8 @@ class Tokens:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `neurolm tokens`."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="recordings, in any format that MNE reads")
-    parser.add_argument("--model", required=True, help="a neural tokenizer or a NeuroLM: a folder or an id of the Hub")
+    what = "a neural tokenizer, a NeuroLM or a LaBraM: a folder or an id of the Hub"
+    parser.add_argument("--model", required=True, help=what)
     parser.add_argument("--json", action="store_true", help="a JSON object a recording instead of tables")
     parser.add_argument("--output", metavar="FILE", help=f"write them there instead: {', '.join(SUFFIXES)}")
     add_window_options(parser)
@@ -126,10 +127,12 @@ def open_encoder(source: str) -> tuple[Any, Any]:
         OSError: it cannot be read.
     """
     from .. import EEGFeatureExtractor, NeuroLMConfig, modeling_neurolm
-    from ..starting_models import load_vq, model_type
+    from ..starting_models import ARCHITECTURES, architecture_of, load_vq, model_type
 
-    if (kind := model_type(source)) == "neurolm_vq":
-        return load_vq(source)
+    if architecture_of(source) is not None:
+        return load_vq(source, architectures=ARCHITECTURES)
+    if (kind := model_type(source)) == "labram":
+        return _open_labram(source)
     if kind != "neurolm":
         raise ValueError(f"{source} is a {kind}, which makes no tokens of EEG: give a NeuroLM or a neural tokenizer.")
     (name,) = NeuroLMConfig.from_pretrained(source).architectures or ["NeuroLMForCausalLM"]
@@ -137,6 +140,22 @@ def open_encoder(source: str) -> tuple[Any, Any]:
         raise ValueError(f"{source} is a {name}, which is none of {', '.join(LANGUAGE_MODELS)}.")
     model = getattr(modeling_neurolm, name).from_pretrained(source)
     return model.base_model, EEGFeatureExtractor.from_pretrained(source)
+
+
+def _open_labram(source: str) -> tuple[Any, Any]:
+    """A LaBraM that was trained by masking, with the tokenizer whose codes it predicts.
+
+    Raises:
+        ValueError: the tokenizer is not in it.
+    """
+    from .. import EEGFeatureExtractor, LaBraMConfig, LaBraMForMaskedEEGModeling
+
+    config = LaBraMConfig.from_pretrained(source)
+    if config.vq_config is None or config.architectures != [LaBraMForMaskedEEGModeling.__name__]:
+        raise ValueError(
+            f"{source} is a LaBraM without the tokenizer that its codes are of: give that one, a LaBraMVQModel."
+        )
+    return LaBraMForMaskedEEGModeling.from_pretrained(source), EEGFeatureExtractor.from_pretrained(source)
 
 
 def recording_tokens(file: str, model: Any, extractor: Any, options: argparse.Namespace, console: Console) -> Tokens:
