@@ -17,8 +17,8 @@ from .processing_neurolm import EEGFeatureExtractor, NeuroLMProcessor
 from .published_protocol import Protocol, compare_with_published
 from .scoring import classify_rows, score_rows
 from .stages import recipe_differences
-from .starting_models import is_adapter, is_classifier, load_classifier, model_type, processor_home
-from .storage import Row, load_prepared, signal_lengths
+from .starting_models import fits_head, is_adapter, is_classifier, load_classifier, model_type, processor_home
+from .storage import Row, load_prepared, window_kinds
 from .task_sections import PARTS
 from .tasks import Task
 
@@ -114,10 +114,8 @@ class Classifying(Answering):
 
     def check_task(self, task: Task) -> None:
         """Raises a ValueError where the head is of other classes, or was trained behind another question."""
-        known = tuple(self.config.id2label.values())
-        # one output tells the second of two answers from the first; LABEL_0 is what transformers calls it
-        of_one = len(task.classes) == 2 and known in (task.classes[1:], ("LABEL_0",))
-        if known != task.classes and not of_one:
+        known = list(self.config.id2label.values())
+        if not fits_head(known, self.config.problem_type, task.classes):
             raise ValueError(
                 f"{self.source} is a classifier of {', '.join(known)}; {task.name} is answered by "
                 f"{', '.join(task.classes)}."
@@ -141,7 +139,7 @@ class Classifying(Answering):
             )
         # of a released LaBraM, as its conversion found them
         if untrained := set(provenance.get("untrained_channels") or ()):
-            read = {name for channels, _ in _shapes(given.rows) for name in channels}
+            read = {name for channels, _ in window_kinds(given.rows) for name in channels}
             if names := sorted(untrained & read):
                 found.append(f"No training has moved the model's rows of the channels {', '.join(names)}.")
         return found + doubts_of_subjects(self.config, given)
@@ -162,7 +160,12 @@ def open_model(source: str, device: str = "cpu") -> Answering:
     adapter, home = is_adapter(source), source
     if not adapter:
         kind = model_type(source)
-        if kind.startswith("labram"):
+        if kind == "labram_vq":
+            raise ValueError(
+                f"{source} is LaBraM's neural tokenizer, which answers nothing: its codes are learnt by "
+                "scripts/pretrain_masked.py, and what has learnt them is fine-tuned by scripts/finetune_classifier.py."
+            )
+        if kind == "labram":
             raise ValueError(
                 f"{source} is a {kind}, which answers nothing in words: scripts/finetune_classifier.py makes a "
                 "classifier of a LaBraM, scripts/evaluate_tasks.py judges it, and docs/classifiers.md reads with it."
@@ -290,7 +293,7 @@ def check_set(given: EvaluationSet, answering: Answering) -> None:
     """
     check_recipe(given, answering)
     answering.check_task(given.task)
-    for row in (given.rows[place] for place in _shapes(given.rows).values()):
+    for row in (given.rows[place] for place in window_kinds(given.rows).values()):
         try:
             next(answering.score([row], given.task, 1))
         except ValueError as error:
@@ -317,14 +320,6 @@ def reads_question(config: Any, task: Task, source: str) -> bool | None:
         texts = ", ".join(map(repr, known))
         raise ValueError(f"{source} was trained with {texts} behind the EEG, not with {task.prompt()!r}.")
     return None if known is None else bool(known)
-
-
-def _shapes(rows: Any) -> dict[tuple[tuple[str, ...], int], int]:
-    """(channels, values of the signal) of windows -> place of the first of them; no signal is read."""
-    lengths, places = signal_lengths(rows), dict[tuple[tuple[str, ...], int], int]()
-    for place, row in enumerate(rows.select_columns(["channels"])):
-        places.setdefault((tuple(map(str, row["channels"])), int(lengths[place])), place)
-    return places
 
 
 def _to_device(model: Any, device: str) -> Any:

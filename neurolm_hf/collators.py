@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .channels_neurolm import CHANNEL_VOCABULARY
 from .layers_neurolm import IGNORE_INDEX, PADDING_CODE
+from .modeling_labram import masked_counts
 from .processing_neurolm import EEGFeatureExtractor, EEGSegment, NeuroLMProcessor
 from .prompts import completion_ids
 from .storage import Row, row_signal
@@ -68,7 +69,7 @@ class MaskedCollator(EEGCollator):
         masked = torch.zeros_like(batch["eeg_attention_mask"], dtype=torch.bool)
         for row, of_row, real in zip(rows, masked, batch["eeg_attention_mask"], strict=True):
             places = real.nonzero().flatten()
-            count = len(places) - math.floor(len(places) * (1 - self.share))
+            count = int(masked_counts(real[None] > 0, self.share))
             of_row[places[_generator(row, _MASK).permutation(len(places))[:count]]] = True
         return {**batch, "masked": masked}
 

@@ -173,13 +173,13 @@ class LaBraMConfig(CleanUploads, PreTrainedConfig):
     max_seconds: int = 16
     query_value_bias: bool = False
     query_key_norm: bool = True
-    layer_scale_init: float | None = 0.1
+    layer_scale_init: float | int | None = 0.1
     drop_path_rate: float | int = 0.0
     codebook_size: int = 8192
     mask_ratio: float = 0.5
     vq_config: dict | PreTrainedConfig | None = None
     classifier_pooling: Literal["mean", "cls"] = "mean"
-    head_init_scale: float = 0.001
+    head_init_scale: float | int = 0.001
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     provenance: dict[str, Any] | None = None
@@ -211,6 +211,8 @@ class LaBraMConfig(CleanUploads, PreTrainedConfig):
     def validate_shares(self) -> None:
         """Drop path and mask are shares, and something is masked."""
         _check_shares(self, "drop_path_rate", "mask_ratio")
+        if self.head_init_scale <= 0:
+            raise ValueError(f"`head_init_scale` must be above 0, got {self.head_init_scale}.")
         if self.drop_path_rate == 1 or self.mask_ratio in (0, 1):
             raise ValueError(
                 f"`drop_path_rate` ({self.drop_path_rate}) must be below 1, `mask_ratio` ({self.mask_ratio}) between "

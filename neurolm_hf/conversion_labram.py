@@ -258,6 +258,8 @@ def _map_vq(
     with torch.device("meta"):
         model = LaBraMVQModel(config)
     check_tensors(model, state, checkpoint.path)
+    if not state["encoder.quantizer.initialized"]:
+        report.missing.append("codes: nothing has placed its codebook yet, which training does in its first step")
     return model, state, report
 
 
@@ -276,6 +278,8 @@ def _add_tokenizer(
             f"{vq_checkpoint.path} is not the tokenizer that {checkpoint.path} was trained with: it has "
             f"{config.codebook_size} codes, and {codes} are predicted."
         )
+    if not vq_state["encoder.quantizer.initialized"]:
+        raise ValueError(f"{vq_checkpoint.path}: its codebook was never placed, so that it has no codes to predict.")
     for name, tensor in vq_state.items():
         if name.startswith("encoder."):
             state[f"vq.{name.removeprefix('encoder.')}"] = tensor
@@ -308,11 +312,13 @@ def _encoder_fields(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
     head_width = checkpoint.shape(f"{prefix}blocks.0.attn.q_norm.weight", 1)[0]
     given = checkpoint.arguments.get("args")
     arguments = given if isinstance(given, dict) else {}
+    scale = arguments.get("layer_scale_init_value")
+    drop_path = arguments.get("drop_path")
     has_scale = f"{prefix}blocks.0.gamma_1" in checkpoint.tensors
     return {
         **sizes,
         "num_attention_heads": sizes["hidden_size"] // max(head_width, 1),
         "query_value_bias": f"{prefix}blocks.0.attn.q_bias" in checkpoint.tensors,
-        "layer_scale_init": arguments.get("layer_scale_init_value", 0.1) if has_scale else None,
-        "drop_path_rate": arguments.get("drop_path", 0.0),
+        "layer_scale_init": (scale if isinstance(scale, float) else 0.1) if has_scale else None,
+        "drop_path_rate": drop_path if isinstance(drop_path, float) and 0 <= drop_path < 1 else 0.0,
     }

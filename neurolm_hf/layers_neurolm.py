@@ -41,11 +41,11 @@ BATCHES_BEFORE_WARNING = 64
 
 @dataclass
 class VQEncoderOutput(ModelOutput):
-    r"""What [`NeuroLMVQModel.encode`] returns.
+    r"""What [`NeuroLMVQModel.encode`] and [`LaBraMVQModel.encode`] return.
 
     Args:
         features (`torch.FloatTensor` of shape `(batch, patches, hidden_size)`): the encoder's features, before the
-            quantiser. These are what the language model reads.
+            quantiser. Those of NeuroLM are what its language model reads.
         quantized (`torch.FloatTensor` of shape `(batch, patches, codebook_dim)`): the nearest codes' vectors, of unit
             length.
         codes (`torch.LongTensor` of shape `(batch, patches)`): indices into the codebook; -1 at padding, unless
@@ -59,7 +59,7 @@ class VQEncoderOutput(ModelOutput):
 
 @dataclass
 class EEGClassifierOutput(ModelOutput):
-    r"""What [`NeuroLMForSequenceClassification.forward`] and [`NeuroLMVQForSequenceClassification.forward`] return.
+    r"""What the forward of [`NeuroLMForSequenceClassification`] and of the other classifiers returns.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): mean of `sample_losses` over the labelled samples of the batch; with
@@ -69,8 +69,8 @@ class EEGClassifierOutput(ModelOutput):
         features (`torch.FloatTensor` of shape `(batch, width)`): what the head has read.
         sample_losses (`torch.FloatTensor` of shape `(batch,)`): loss of each sample, float32; 0 where its label is
             -100. With `labels`.
-        hidden_states, attentions: when asked for; of the language model, or of the neural tokenizer's encoder where
-            that stands alone. `None` with `classifier_pooling="encoder_mean"`.
+        hidden_states, attentions: when asked for; of the language model, or of the encoder that stands alone. `None`
+            with `classifier_pooling="encoder_mean"`.
     """
 
     loss: torch.Tensor | None = None

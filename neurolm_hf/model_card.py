@@ -51,6 +51,10 @@ _SETTINGS = {
     "channel_dropout": "channel dropout",
     "feature_noise": "feature noise",
     "dropout": "dropout",
+    "layer_decay": "layer decay",
+    "drop_path": "drop path",
+    "label_smoothing_factor": "label smoothing",
+    "pooling": "pooling",
     "seed": "seed",
 }
 _MARK = re.compile(r"\n<!-- Written by neurolm_hf [^\n]*? sha256 ([0-9a-f]{64}) -->\s*$")
@@ -331,7 +335,9 @@ def _training_step(step: Mapping[str, Any]) -> Iterator[str]:
     # the path of a folder means nothing elsewhere, and may say whose it is
     named = ", ".join(plain_text(Path(one).name if Path(one).is_absolute() else one) for one in starts)
     if named or (before and not any(before.values())):
-        said.append(f"from {named or 'random weights'}")
+        learns_codes = script == "pretrain_masked.py" and before.get("model") is None
+        start = f"random weights, to the codes of {named}" if learns_codes else named or "random weights"
+        said.append(f"from {start}")
     yield f"{', '.join(said)}.\n"
     if step.get("recordings"):
         yield f"Recordings: {plain_text(str(step['recordings']))}.\n"

@@ -157,7 +157,11 @@ def read_checkpoint(source: str | Path | Checkpoint, *patterns: str) -> Checkpoi
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds code ({code[1]}), which is never run" if code else str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
+        if code:
+            reason = f"it holds code ({code[1]}), which is never run"
+        elif "weights_only" in reason:  # advice to switch that off
+            reason = "beside tensors it holds objects of a kind that is not read"
         raise ValueError(f"{path}: not a PyTorch checkpoint of plain tensors: {reason}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ValueError(f"{path}: not a checkpoint of NeuroLM or LaBraM, it has no 'model' entry.")

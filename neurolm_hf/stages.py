@@ -34,7 +34,7 @@ from .processing_neurolm import EEGFeatureExtractor
 from .resources import check_resources
 from .running import locked, run_training, windows_of_a_step
 from .starting_models import describe_source
-from .storage import load_prepared, signal_lengths, write_text
+from .storage import load_prepared, signal_lengths, window_kinds, write_text
 from .tasks import Task
 from .text import load_text_blocks, vocabulary_hash
 from .training import NeuroLMTrainer
@@ -151,6 +151,11 @@ class StageData:
         """The tasks that are asked."""
         return [task for _, task in self.train if task is not None]
 
+    def window_seconds(self) -> int | None:
+        """Seconds of the training windows; None where not all are alike."""
+        sizes = {size // len(channels) for rows, _ in self.train for channels, size in window_kinds(rows)}
+        return sizes.pop() // self.feature_extractor.patch_size if len(sizes) == 1 else None
+
     def longest_row(self) -> int:
         """Patches of the longest training window."""
         return max(int(signal_lengths(rows).max()) for rows, _ in self.train) // self.feature_extractor.patch_size
@@ -172,7 +177,8 @@ def open_sets(
 
     Raises:
         ValueError: a folder that holds something else, a corpus where tasks are asked, sets prepared by different
-            recipes, no training split, no validation split where one is needed, or a damaged file.
+            recipes, no training split, windows of channels or a length that the model does not read, no validation
+            split where one is needed, or a damaged file.
         FileNotFoundError: no such folder.
     """
     folders, train, validation, description = options.train_data, [], [], []
@@ -191,6 +197,10 @@ def open_sets(
         lengths = preparation.get("window_lengths", {})
         extractors[folder] = EEGFeatureExtractor(**{**preparation["recipe"], **lengths, **layout})
         train.append((_rows(folder, "train"), task))
+        if not options.skip_bad_rows:
+            # what the model cannot read is told now, not hours later
+            for place in window_kinds(train[-1][0]).values():
+                usable_row(train[-1][0], place, extractors[folder], folder)
         if summary["windows"].get("validation"):
             rows = _rows(folder, "validation")
             if options.skip_bad_rows:

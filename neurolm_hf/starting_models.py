@@ -332,10 +332,7 @@ def load_classifier(
         )
     kind = model_type(source)
     _check_classifier_options(source, kind, pooling, drop_path)
-    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: place for place, name in enumerate(classes)}}
-    fields: dict[str, Any] = {**labels, "problem_type": "single_label_classification"}
-    if _check_head(source, kind, classes, pooling) == 1:
-        fields = {}  # one logit for two classes is as it was made
+    fields = _label_fields(source, classes, pooling)
     if kind == "neurolm_vq":
         tokenizer = NeuroLMVQForSequenceClassification.from_pretrained(source, **fields)
         return tokenizer, NeuroLMProcessor(EEGFeatureExtractor.from_pretrained(source))
@@ -349,6 +346,21 @@ def load_classifier(
         labram = LaBraMForSequenceClassification.from_pretrained(source, **fields)
         return labram, NeuroLMProcessor(EEGFeatureExtractor.from_pretrained(source))
     return NeuroLMForSequenceClassification.from_pretrained(source, **fields), NeuroLMProcessor.from_pretrained(source)
+
+
+def fits_head(labels: Sequence[str], problem_type: str | None, classes: Sequence[str]) -> bool:
+    """Whether these classes are what a head tells apart.
+
+    That is by an output for each, or as LaBraM's authors do, by one logit, which stands for the second of two.
+
+    Args:
+        labels: what the head's outputs are called.
+        problem_type: as in its config; None is for classes.
+        classes: their names, class 0 first.
+    """
+    if problem_type == "multi_label_classification":
+        return len(classes) == 2 and len(labels) == 1 and labels[0] in (classes[1], _UNNAMED)
+    return problem_type in (None, "single_label_classification") and list(labels) == list(classes)
 
 
 def is_classifier(source: str) -> bool:
@@ -436,6 +448,8 @@ _POOLINGS: dict[str, tuple[str, ...]] = {
     "neurolm_vq": (),
     "labram": ("mean", "cls"),
 }
+# What transformers calls the output of a head that nobody has named.
+_UNNAMED = "LABEL_0"
 # What a LaBraM must have as the tokenizer whose codes it learns.
 _OF_TOKENIZER = ("patch_size", "num_channel_embeddings", "max_seconds", "codebook_size")
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json")
@@ -481,23 +495,30 @@ def _check_classifier_options(source: str, kind: str, pooling: str | None, drop_
         raise ValueError(f"{source} is a {kind}, which has no drop path: leave --drop-path out.")
 
 
-def _check_head(source: str, kind: str, classes: Sequence[str], pooling: str | None) -> int | None:
-    """How many outputs the head of a classifier has, None where there is none yet.
+def _label_fields(source: str, classes: Sequence[str], pooling: str | None) -> dict[str, Any]:
+    """The fields of a config that say what a head's outputs are, for these classes.
 
     Raises:
-        ValueError: it is of other classes, or reads something else.
+        ValueError: the source has a head, of something else or that reads something else.
     """
-    if not is_classifier(source):
-        return None
-    saved = PreTrainedConfig.get_config_dict(source)[0]
-    known, own = list(saved.get("id2label", {}).values()), saved.get("classifier_pooling")
-    # LaBraM's authors tell two classes by one logit, which stands for the second
-    one_logit = kind == "labram" and len(known) == 1 and len(classes) == 2
-    if known != list(classes) and not one_logit:
-        raise ValueError(f"{source} is a classifier of {', '.join(known)}; these sets have {', '.join(classes)}.")
-    if pooling not in (None, own):
-        raise ValueError(f"{source} is a classifier whose head reads {own}, not {pooling}: leave --pooling out.")
-    return len(known)
+    problem_type, outputs = "single_label_classification", list(classes)
+    if is_classifier(source):
+        saved = PreTrainedConfig.get_config_dict(source)[0]
+        known, own = list(saved.get("id2label", {}).values()), saved.get("classifier_pooling")
+        given = saved.get("problem_type")
+        if not fits_head(known, given, classes):
+            what = "" if given in (None, problem_type) else f" ({given})"
+            raise ValueError(
+                f"{source} is a classifier of {', '.join(known)}{what}; these sets have {', '.join(classes)}."
+            )
+        if pooling not in (None, own):
+            raise ValueError(f"{source} is a classifier whose head reads {own}, not {pooling}: leave --pooling out.")
+        problem_type, outputs = given or problem_type, outputs[-len(known) :]
+    return {
+        "id2label": dict(enumerate(outputs)),
+        "label2id": {name: place for place, name in enumerate(outputs)},
+        "problem_type": problem_type,
+    }
 
 
 def _text_config(source: str) -> Any:

@@ -183,6 +183,22 @@ def signal_lengths(rows: Any) -> NDArray[np.int64]:
     return np.concatenate(lengths).astype(np.int64)
 
 
+def window_kinds(rows: Any) -> dict[tuple[tuple[str, ...], int], int]:
+    """(channels, values of the signal) of rows -> place of the first that has them; no signal is read.
+
+    Args:
+        rows: what [`load_prepared`] returns.
+    """
+    import pyarrow.compute as pc
+
+    tables = rows.select_columns("channels").with_format("arrow").iter(ROWS_A_LOOK)
+    montages = [names for table in tables for names in pc.binary_join(table["channels"], "\0").to_pylist()]
+    found: dict[tuple[str, int], int] = {}
+    for place, kind in enumerate(zip(montages, signal_lengths(rows).tolist(), strict=True)):
+        found.setdefault(kind, place)
+    return {(tuple(names.split("\0")), length): place for (names, length), place in found.items()}
+
+
 class ShardWriter:
     """Writes rows to a Parquet file, a group at a time, so that memory does not grow with their number.
 

@@ -1,4 +1,4 @@
-"""The three stages of NeuroLM through the HF Trainer: what the Trainer does not know, and nothing it does."""
+"""NeuroLM and LaBraM through the HF Trainer: what the Trainer does not know, and nothing it does."""
 
 import inspect
 import json

@@ -121,6 +121,9 @@ def run(options: ClassifierOptions, args: StageTrainingArguments, recipe: str | 
     set_seed(args.seed)
     model, processor = starting_model(options, data.tasks)
     check_recipe(data, processor.feature_extractor, str(options.model))
+    if processor.tokenizer is None:
+        # what is read later is cut as the head has learnt it
+        processor.feature_extractor.window_seconds = data.window_seconds()
     before = model.config.provenance
     question = max(len(prompt_ids(processor.tokenizer, task)) for task in data.tasks) if options.with_question else 0
     trainer = make_trainer(

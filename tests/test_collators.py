@@ -21,6 +21,7 @@ from neurolm_hf.collators import (
     drop_channels,
     window_segment,
 )
+from neurolm_hf.modeling_labram import masked_counts
 from neurolm_hf.processing_neurolm import (
     LABRAM_LAYOUT,
     EEGFeatureExtractor,
@@ -520,6 +521,14 @@ def test_a_half_of_the_real_patches_is_masked_rounded_up() -> None:
     assert masked.sum(1).tolist() == [5, 1, 2, 3]
     assert not (masked & ~real).any()
     assert MaskedCollator(EEGFeatureExtractor(), 0.25)(rows)["masked"].sum(1).tolist() == [3, 1, 1, 2]
+
+
+def test_the_collator_masks_as_many_as_the_model() -> None:
+    rows = [row(("C3",), seconds) for seconds in range(1, 17)]
+    for share in (0.2, 0.5, 0.8):
+        batch = MaskedCollator(EEGFeatureExtractor(), share)(rows)
+        counts = masked_counts(batch["eeg_attention_mask"].bool(), share)
+        assert torch.equal(batch["masked"].sum(1), counts)
 
 
 def test_a_mask_is_its_row_s_own() -> None:

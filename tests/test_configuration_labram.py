@@ -97,6 +97,7 @@ def test_a_saved_configuration_names_what_a_loader_needs(tmp_path):
         (lambda: labram_vq_config(dead_code_threshold=2), "`dead_code_threshold` must lie between"),
         (lambda: labram_config(drop_path_rate=1.0), r"`drop_path_rate` \(1.0\) must be below 1"),
         (lambda: labram_config(mask_ratio=0.0), r"`mask_ratio` \(0.0\) between 0 and 1"),
+        (lambda: labram_config(head_init_scale=0), "`head_init_scale` must be above 0, got 0"),
         (lambda: labram_config(mask_ratio=1.0), r"`mask_ratio` \(1.0\) between 0 and 1"),
         (
             lambda: labram_config(codebook_size=64),

@@ -149,9 +149,9 @@ def test_the_tokenizer_beside_the_encoder_is_frozen():
 
 
 def write_layouts(folder):
-    """Both released files with all values 0, which take no room."""
+    """Both released files with all values 1, which take no room."""
     for name, layout in RELEASED_LAYOUT.items():
-        tensors = {key: torch.zeros(()).expand(shape) for key, shape in layout.items()}
+        tensors = {key: torch.ones(()).expand(shape) for key, shape in layout.items()}
         torch.save({"model": tensors}, folder / f"{name}.pth")
 
 
@@ -288,8 +288,18 @@ def test_biases_layer_scale_and_drop_path():
     assert (model.labram.transformer.layers[1].attention.value_bias == -0.5).all()
     config = convert_labram(changed(FINE_TUNED, unchanged, layer_scale_init_value=1e-5))[0].config
     assert config.layer_scale_init == 1e-5
-    with pytest.raises(ValueError, match=r"finetuned\.pth: .*drop_path_rate"):
-        convert_labram(changed(FINE_TUNED, unchanged, drop_path="a tenth"))
+    # what only matters to more training is left out where it makes no sense
+    for strange in ("a tenth", None, 1.0):
+        model, _ = convert_labram(changed(FINE_TUNED, unchanged, drop_path=strange, layer_scale_init_value="much"))
+        assert (model.config.drop_path_rate, model.config.layer_scale_init) == (0.0, 0.1)
+
+
+def test_a_codebook_that_was_never_placed():
+    unplaced = changed(VQ, lambda tensors: tensors.update({"quantize.embedding.initted": torch.zeros(1)}))
+    _, report = convert_labram_vq(unplaced)
+    assert any(sentence.startswith("codes: nothing has placed its codebook") for sentence in report.missing)
+    with pytest.raises(ValueError, match=r"vqnsp\.pth: its codebook was never placed"):
+        convert_labram(BASE, unplaced)
 
 
 def one_output(tensors):

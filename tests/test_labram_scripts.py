@@ -235,6 +235,8 @@ def test_a_classifier_is_fine_tuned_and_opens(folders, pretrained, tmp_path, cap
     opened = AutoModelForSequenceClassification.from_pretrained(output).eval()
     processor = AutoProcessor.from_pretrained(output)
     assert opened.config.id2label == dict(enumerate(task.classes))
+    # a recording is cut as the head has learnt it
+    assert processor.feature_extractor.window_seconds == task.windows.seconds == 4
     assert (opened.config.classifier_pooling, opened.config.drop_path_rate) == (pooling, 0.1)
     made = results(output)
     assert opened.config.provenance == made["provenance"]
@@ -253,13 +255,30 @@ def test_a_classifier_is_fine_tuned_and_opens(folders, pretrained, tmp_path, cap
     assert torch.equal(again.score.weight, opened.score.weight)
 
 
-def test_a_classifier_of_one_logit_stays_as_it_is(folders):
+def test_a_classifier_of_one_logit_stands_for_the_second_class(folders):
     model, processor = load_classifier(folders["binary"], ("No", "Yes"))
     assert (model.config.num_labels, model.config.problem_type) == (1, "multi_label_classification")
-    assert model.config.id2label == {0: "LABEL_0"}
+    assert model.config.id2label == {0: "Yes"}
     assert processor.feature_extractor.token_order == "channel_major"
-    with pytest.raises(ValueError, match="is a classifier of LABEL_0; these sets have"):
+    with pytest.raises(ValueError, match=r"is a classifier of LABEL_0 \(multi_label_classification\); these sets have"):
         load_classifier(folders["binary"], load_task("HMC").classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "words"),
+    [
+        (["LABEL_0"], "regression", r"of LABEL_0 \(regression\); these sets have No, Yes"),
+        (["abnormal"], "multi_label_classification", r"of abnormal \(multi_label_classification\)"),
+        (["No", "Yes"], "multi_label_classification", r"of No, Yes \(multi_label_classification\)"),
+        (["Yes", "No"], "single_label_classification", "of Yes, No; these sets have No, Yes"),
+    ],
+)
+def test_a_head_of_something_else_is_refused(tmp_path, labels, problem_type, words):
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: place for place, name in enumerate(labels)}}
+    model = labram_classifier(num_labels=len(labels), problem_type=problem_type, **names)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        load_classifier(str(tmp_path), ("No", "Yes"))
 
 
 @pytest.mark.parametrize("script", ["train_vq", "pretrain_masked", "finetune_classifier"])
@@ -274,6 +293,8 @@ def test_windows_that_labram_cannot_read_are_told_by_name(folders, tmp_path, cap
     given = ["--train-data", folders["Workload"], "--output-dir", tmp_path / "run", *SHORT]
     assert here(script, *start, *given) == 1
     assert re.search(r"-\d\.edf at \d s .*the window has 4 s, and this model reads 2 s", capsys.readouterr().err)
+    # before anything is trained, or claimed
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

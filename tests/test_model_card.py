@@ -332,7 +332,7 @@ def test_the_trainings_of_a_labram_in_their_order(labram, tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
         training = section(model_card(folder), "Training")
         assert re.findall(r"^### (.*)", training, re.MULTILINE) == ["Neural tokenizer", "Masked modelling", *titles]
-        assert "from labram-vq." in training
+        assert "from random weights, to the codes of labram-vq." in training
         assert "anna" not in training
     # what was converted
     files = {"labram": {"file": "labram-base.pth", "sha256": "a" * 64}, "vq": {"file": "v.pth", "sha256": "b" * 64}}

@@ -126,6 +126,12 @@ def test_code_is_never_run(tmp_path, place):
     assert not touched.exists()
 
 
+def test_values_of_other_kinds_are_refused_without_advice_to_read_them_anyway(tmp_path):
+    path = write_as_labram(tmp_path / "odd.pth", args=argparse.Namespace(drop_path=np.float32(0.1)))
+    with pytest.raises(ValueError, match=r"odd\.pth: .*objects of a kind that is not read\.$"):
+        read_checkpoint(path)
+
+
 def test_files_that_are_no_checkpoint(tmp_path):
     text, legacy = tmp_path / "text.pt", tmp_path / "legacy.pt"
     text.write_text("hello")

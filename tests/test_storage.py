@@ -19,6 +19,7 @@ from neurolm_hf.storage import (
     load_prepared,
     row_features,
     row_signal,
+    window_kinds,
     write_text,
 )
 from neurolm_hf.tasks import load_task
@@ -199,3 +200,14 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     (folder / "summary.json").unlink()
     with pytest.raises(ValueError, match="was not finished"):
         load_prepared(folder)
+
+
+def test_one_window_of_each_montage_and_length_is_found(tmp_path: Path) -> None:
+    windows = [encode(signal(channels, samples)) for channels, samples in ((2, 400), (2, 600), (3, 400), (2, 400))]
+    folder = prepared_folder(tmp_path, train=windows)
+    rows = load_prepared(folder, "train")
+    assert window_kinds(rows) == {
+        (("C3", "C4"), 800): 0,
+        (("C3", "C4"), 1200): 1,
+        (("C3", "C4", "CZ"), 1200): 2,
+    }
