@@ -435,14 +435,19 @@ def write_docs(docs: Path, output: Path, scores: Sequence[Scores]) -> None:
         raise ValueError(f"{page} lacks the lines {' and '.join(MARKS)}, between which the table belongs.")
     write_text(page, f"{before}{MARKS[0]}\n{table(scores)}\n{MARKS[1]}{after}")
     rows = [
-        (f"{name}, {FOLDS} folds", *means([one for one in scores if one.variant == name])["AUROC"])
+        (f"{short(name)}, {FOLDS} folds", *means([one for one in scores if one.variant == name])["AUROC"])
         for name in (*ON_ALL_FOLDS, PROBE, BASELINE)
     ]
     for name in (*VARIANTS, PROBE, BASELINE):
         first = [one for one in scores if one.variant == name and one.fold == 0]
-        rows.append((f"{name}, fold 0", *means(first)["AUROC"]))
+        rows.append((f"{short(name)}, fold 0", *means(first)["AUROC"]))
     plot_scores(rows, "AUROC", chance=0.5).savefig(docs / "study-scores.png")
     plot_losses(losses(output)).savefig(docs / "study-losses.png")
+
+
+def short(name: str) -> str:
+    """What a picture has room for."""
+    return name.partition(",")[0]
 
 
 def losses(output: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
