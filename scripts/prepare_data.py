@@ -22,6 +22,7 @@ usage, or an input that does not fit the task.
 Tasks:
 """
 
+import inspect
 import signal
 import sys
 import textwrap
@@ -29,7 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from neurolm_hf.command_line import options_parser
 from neurolm_hf.preparation import prepare_dataset
@@ -69,7 +70,7 @@ class Arguments:
     architecture: Literal["neurolm", "labram"] | None = field(
         default=None,
         metadata={
-            "help": "Without --model: whose channels and longest windows (default: neurolm). labram: 128 names, 16 s "
+            "help": "Whose channels and longest windows (default: --model's own, or neurolm). labram: 128 names, 16 s "
             "and 256 patches; NeuroLM reads such sets, too."
         },
     )
@@ -167,15 +168,20 @@ def check_options(options: Arguments) -> None:
 
 def feature_extractor(options: Arguments, mains_hz: float | None) -> EEGFeatureExtractor:
     """Of the model's recipe, or of the paper's; the mains are where the recordings were made."""
+    defaults = inspect.signature(EEGFeatureExtractor).parameters
+    layouts: dict[str | None, dict[str, Any]] = {
+        None: {},
+        "neurolm": {name: defaults[name].default for name in LABRAM_LAYOUT},
+        "labram": LABRAM_LAYOUT,
+    }
+    layout = layouts[options.architecture]
     if options.model is None:
         scale = 100.0 if options.scale is None else options.scale
-        layout = LABRAM_LAYOUT if options.architecture == "labram" else {}
         return EEGFeatureExtractor(notch_frequency=mains_hz, scale=scale, **layout)
-    for name in ("scale", "architecture"):
-        if getattr(options, name) is not None:
-            raise ValueError(f"--model brings its own {name}: leave --{name} out")
+    if options.scale is not None:
+        raise ValueError("--model brings its own scale: leave --scale out")
     try:
-        return EEGFeatureExtractor.from_pretrained(options.model, notch_frequency=mains_hz)
+        return EEGFeatureExtractor.from_pretrained(options.model, notch_frequency=mains_hz, **layout)
     except OSError as error:
         raise ValueError(f"--model {options.model} holds no feature extractor: is it a NeuroLM?") from error
 

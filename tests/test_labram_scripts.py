@@ -260,7 +260,9 @@ def test_a_classifier_of_one_logit_stands_for_the_second_class(folders):
     assert (model.config.num_labels, model.config.problem_type) == (1, "multi_label_classification")
     assert model.config.id2label == {0: "Yes"}
     assert processor.feature_extractor.token_order == "channel_major"
-    with pytest.raises(ValueError, match=r"is a classifier of LABEL_0 \(multi_label_classification\); these sets have"):
+    with pytest.raises(
+        ValueError, match=r"is a classifier of LABEL_0 \(multi_label_classification\); these sets have"
+    ):
         load_classifier(folders["binary"], load_task("HMC").classes)
 
 

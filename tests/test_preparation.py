@@ -496,6 +496,11 @@ def test_a_corpus_for_labram(tmp_path: Path, monkeypatch: Any) -> None:
     assert {kind: one.window_length(19) for kind, one in made.items()} == {"neurolm": 53, "labram": 13}
     assert made["labram"].window_length(4) == 16
     assert made["labram"].known_channels == 128
+    # by the recipe of a model of the other kind
+    made["labram"].save_pretrained(tmp_path)
+    for kind, longest in ((None, 13), ("labram", 13), ("neurolm", 53)):
+        other = feature_extractor(Arguments("Corpus", "in", "out", architecture=kind, model=str(tmp_path)), 60.0)
+        assert (other.window_length(19), other.scale, other.notch_frequency) == (longest, 10.0, 60.0)
 
 
 def test_the_script_s_exit_codes(recordings: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
@@ -530,7 +535,6 @@ def test_the_script_s_exit_codes(recordings: Path, tmp_path: Path, capsys: Any, 
             (*workload, "--split", "subject", "--split-shares", "0.5", "0.5"): "--split-shares are three",
             (*workload, "--split", "subject", "--model", tmp_path / "nothing"): "holds no feature extractor",
             (*workload, "--split", "subject", "--model", "m", "--scale", 10): "leave --scale out",
-            (*workload, "--model", "m", "--architecture", "labram"): "leave --architecture out",
             ("--task", "Workload", "--input", tmp_path / "none", "--output", tmp_path / "set"): "is not a folder",
         }
         for options, message in wrong.items():
