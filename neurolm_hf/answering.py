@@ -160,15 +160,16 @@ def open_model(source: str, device: str = "cpu") -> Answering:
     adapter, home = is_adapter(source), source
     if not adapter:
         kind = model_type(source)
-        if kind == "labram_vq":
-            raise ValueError(
-                f"{source} is LaBraM's neural tokenizer, which answers nothing: its codes are learnt by "
-                "scripts/pretrain_masked.py, and what has learnt them is fine-tuned by scripts/finetune_classifier.py."
+        if kind.startswith("labram"):
+            instead = (
+                "scripts/pretrain_masked.py makes a LaBraM that learns its codes, scripts/finetune_classifier.py a "
+                "classifier of that"
+                if kind == "labram_vq"
+                else "scripts/finetune_classifier.py makes a classifier of a LaBraM"
             )
-        if kind == "labram":
             raise ValueError(
-                f"{source} is a {kind}, which answers nothing in words: scripts/finetune_classifier.py makes a "
-                "classifier of a LaBraM, scripts/evaluate_tasks.py judges it, and docs/classifiers.md reads with it."
+                f"{source} is a {kind}, which answers nothing in words: {instead}, scripts/evaluate_tasks.py judges "
+                "it, and docs/classifiers.md reads with it."
             )
         if kind != "neurolm":
             raise ValueError(f"{source} is a {kind}, which answers nothing: give a NeuroLM, or an adapter of one.")

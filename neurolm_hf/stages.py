@@ -197,8 +197,8 @@ def open_sets(
         lengths = preparation.get("window_lengths", {})
         extractors[folder] = EEGFeatureExtractor(**{**preparation["recipe"], **lengths, **layout})
         train.append((_rows(folder, "train"), task))
-        if not options.skip_bad_rows:
-            # what the model cannot read is told now, not hours later
+        if layout and not options.skip_bad_rows:
+            # windows that were prepared for another model: what this one cannot read is told now, not hours later
             for place in window_kinds(train[-1][0]).values():
                 usable_row(train[-1][0], place, extractors[folder], folder)
         if summary["windows"].get("validation"):

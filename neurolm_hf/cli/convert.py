@@ -12,7 +12,7 @@ LaBraM's:
 LaBraM's encoder, with the tokenizer whose codes it predicts where patches are
 masked; and one that you fine-tuned with the authors' code, on TUAB:
     neurolm convert --vq vqnsp.pth --labram labram-base.pth --output labram-base
-    neurolm convert --labram checkpoint-best.pth --tasks TUAB --output labram-tuab
+    neurolm convert --labram best.pth --tasks TUAB --output labram-tuab
 
 From the Hub, a file there being written REPO_ID:FILE, with GPT-2's text
 tokenizer out of a folder:
