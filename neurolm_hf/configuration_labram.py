@@ -6,7 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_neurolm import CleanUploads
+from .configuration_neurolm import CleanUploads, check_groups, check_heads, check_shares, conv_positions
 
 
 # AutoModel of a saved folder must work whichever of the classes was saved.
@@ -126,7 +126,7 @@ class LaBraMVQConfig(CleanUploads, PreTrainedConfig):
 
     def validate_shares(self) -> None:
         """Decay, bypass and dead-code threshold are shares."""
-        _check_shares(self, "codebook_decay", "quantizer_bypass", "dead_code_threshold")
+        check_shares(self, "codebook_decay", "quantizer_bypass", "dead_code_threshold")
 
 
 @strict
@@ -210,7 +210,7 @@ class LaBraMConfig(CleanUploads, PreTrainedConfig):
 
     def validate_shares(self) -> None:
         """Drop path and mask are shares, and something is masked."""
-        _check_shares(self, "drop_path_rate", "mask_ratio")
+        check_shares(self, "drop_path_rate", "mask_ratio")
         if self.head_init_scale <= 0:
             raise ValueError(f"`head_init_scale` must be above 0, got {self.head_init_scale}.")
         if self.drop_path_rate == 1 or self.mask_ratio in (0, 1):
@@ -221,29 +221,15 @@ class LaBraMConfig(CleanUploads, PreTrainedConfig):
 
 
 def _check_geometry(config: LaBraMVQConfig | LaBraMConfig) -> None:
-    positions = (config.patch_size - 1) // 8 + 1
+    positions = conv_positions(config.patch_size)
     if config.hidden_size != positions * config.conv_channels:
         raise ValueError(
             f"`hidden_size` ({config.hidden_size}) must be {positions} x `conv_channels` ({config.conv_channels}) = "
             f"{positions * config.conv_channels}: the convolutions leave {positions} positions of a patch of "
             f"{config.patch_size} samples, and no linear layer follows them."
         )
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"`hidden_size` ({config.hidden_size}) must be a multiple of the number of attention heads "
-            f"({config.num_attention_heads})."
-        )
-    if config.conv_channels % config.conv_groups:
-        raise ValueError(
-            f"`conv_channels` ({config.conv_channels}) must be a multiple of `conv_groups` ({config.conv_groups})."
-        )
-
-
-def _check_shares(config: LaBraMVQConfig | LaBraMConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must lie between 0 and 1, got {value}.")
+    check_heads("hidden_size", config.hidden_size, config.num_attention_heads)
+    check_groups(config)
 
 
 LaBraMVQConfig.register_for_auto_class()

@@ -170,12 +170,8 @@ class NeuroLMVQConfig(CleanUploads, PreTrainedConfig):
             ("hidden_size", self.hidden_size, self.num_attention_heads),
             ("decoder_hidden_size", self.decoder_hidden_size, self.decoder_num_attention_heads),
         ):
-            if width is None or heads is None or width % heads:
-                raise ValueError(f"`{name}` ({width}) must be a multiple of the number of attention heads ({heads}).")
-        if self.conv_channels % self.conv_groups:
-            raise ValueError(
-                f"`conv_channels` ({self.conv_channels}) must be a multiple of `conv_groups` ({self.conv_groups})."
-            )
+            check_heads(name, width, heads)
+        check_groups(self)
         if not 0 < self.num_frequency_bins <= self.patch_size // 2 + 1:
             raise ValueError(
                 f"`num_frequency_bins` ({self.num_frequency_bins}) must lie between 1 and {self.patch_size // 2 + 1}, "
@@ -205,10 +201,7 @@ class NeuroLMVQConfig(CleanUploads, PreTrainedConfig):
 
     def validate_shares(self) -> None:
         """Decay, bypass and dead-code threshold are shares."""
-        for name in ("codebook_decay", "quantizer_bypass", "dead_code_threshold"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must lie between 0 and 1, got {value}.")
+        check_shares(self, "codebook_decay", "quantizer_bypass", "dead_code_threshold")
 
 
 @strict
@@ -319,6 +312,33 @@ class NeuroLMConfig(CleanUploads, PreTrainedConfig):
                 raise ValueError(f"A task of the config lacks {sorted(missing)}: {task}.")
             if len(task["answers"]) < 2:
                 raise ValueError(f"Task {task['name']!r} needs at least two answers, got {task['answers']}.")
+
+
+def conv_positions(patch_size: int) -> int:
+    """Positions that the patch embedding's convolutions leave of a patch."""
+    return (patch_size - 1) // 8 + 1
+
+
+def check_heads(name: str, width: int | None, heads: int | None) -> None:
+    """A ValueError for a width that attention heads cannot share evenly; `name` is the field's."""
+    if width is None or heads is None or width % heads:
+        raise ValueError(f"`{name}` ({width}) must be a multiple of the number of attention heads ({heads}).")
+
+
+def check_groups(config: Any) -> None:
+    """A ValueError for convolutions whose channels the groups of their norms cannot share evenly."""
+    if config.conv_channels % config.conv_groups:
+        raise ValueError(
+            f"`conv_channels` ({config.conv_channels}) must be a multiple of `conv_groups` ({config.conv_groups})."
+        )
+
+
+def check_shares(config: Any, *names: str) -> None:
+    """A ValueError for fields that are no share from 0 to 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must lie between 0 and 1, got {value}.")
 
 
 def without_local_names(content: Any, subject_names: bool = False) -> Any:

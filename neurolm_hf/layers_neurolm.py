@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, logging
 from transformers.utils.output_capturing import OutputRecorder
 
-from .configuration_neurolm import CleanUploads
+from .configuration_neurolm import CleanUploads, conv_positions
 
 
 logger = logging.get_logger(__name__)
@@ -136,11 +136,6 @@ class PatchEmbedding(nn.Module):
             hidden_states = F.gelu(normed).flatten(0, 1)
         hidden_states = hidden_states.transpose(1, 2).reshape(batch, patches, -1)
         return hidden_states if self.projection is None else F.gelu(self.projection(hidden_states))
-
-
-def conv_positions(patch_size: int) -> int:
-    """Positions that are left of a patch behind the convolutions."""
-    return (patch_size - 1) // 8 + 1
 
 
 def eager_attention_forward(
@@ -658,12 +653,17 @@ def codebook_statistics(codes: torch.Tensor, codebook_size: int) -> tuple[torch.
     return (counts > 0).float().mean(), entropy.exp()
 
 
-def real_patches(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(batch, patches), True where a patch is real; a ValueError for a row that has none."""
+def real_mask(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(batch, patches), True where a patch of `values` (batch, patches, ...) is real; all are without a mask."""
     if mask is None:
-        return torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-    real = mask.bool()
-    if not torch.compiler.is_compiling() and not bool(real.any(1).all()):
+        return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+    return mask.bool()
+
+
+def real_patches(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """[`real_mask`]; a ValueError for a row that has no real patch."""
+    real = real_mask(features, mask)
+    if mask is not None and not torch.compiler.is_compiling() and not bool(real.any(1).all()):
         row = int((~real.any(1)).nonzero()[0])
         raise ValueError(f"Sample {row} has no EEG, of whose features a mean could be taken.")
     return real

@@ -35,6 +35,7 @@ from .layers_neurolm import (
     mean_over,
     patch_errors,
     quantize_features,
+    real_mask,
     real_patches,
     recorders,
     tanh_head,
@@ -399,7 +400,7 @@ class LaBraMVQModel(NeuralTokenizer, LaBraMVQPreTrainedModel):
         self, input_values: torch.Tensor, eeg_attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """(1,), float32: patches of this batch that enter the losses, their denominator; arguments of [`forward`]."""
-        return _real_of(input_values, eeg_attention_mask).sum().float().view(1)
+        return real_mask(input_values, eeg_attention_mask).sum().float().view(1)
 
     @capture_outputs
     def forward(
@@ -548,7 +549,7 @@ class LaBraMForMaskedEEGModeling(LaBraMPreTrainedModel):
         **kwargs: Any,
     ) -> torch.Tensor:
         """(2,), float32: patches that are masked in the first pass and in the second; arguments of [`forward`]."""
-        real = _real_of(input_values, eeg_attention_mask)
+        real = real_mask(input_values, eeg_attention_mask)
         first = masked_counts(real, self.config.mask_ratio) if masked is None else (masked.bool() & real).sum(1)
         return torch.stack([first.sum(), real.sum() - first.sum()]).float()
 
@@ -602,7 +603,7 @@ class LaBraMForMaskedEEGModeling(LaBraMPreTrainedModel):
         mask = _check_input(
             self.config, input_values, eeg_channel_ids, eeg_time_ids, eeg_attention_mask, masked=masked, labels=labels
         )
-        real = _real_of(input_values, eeg_attention_mask)
+        real = real_mask(input_values, eeg_attention_mask)
         masked = draw_masked(real, self.config.mask_ratio) if masked is None else masked.bool() & real
         if labels is None and self.vq is not None:
             labels = self.vq.codes(input_values, eeg_channel_ids, eeg_time_ids, mask)
@@ -759,13 +760,6 @@ def draw_masked(real: torch.Tensor, ratio: float) -> torch.Tensor:
     return noise.argsort(1).argsort(1) < masked_counts(real, ratio)[:, None]
 
 
-def _real_of(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(batch, patches), True where a patch is real."""
-    if attention_mask is None:
-        return torch.ones(input_values.shape[:2], dtype=torch.bool, device=input_values.device)
-    return attention_mask.bool()
-
-
 def _check_input(
     config: LaBraMConfig | LaBraMVQConfig,
     input_values: torch.Tensor,
@@ -781,7 +775,7 @@ def _check_input(
     mask = None if attention_mask is None else attention_mask.bool()
     if torch.compiler.is_compiling():
         return mask
-    real = _real_of(input_values, attention_mask)
+    real = real_mask(input_values, attention_mask)
     channels, seconds = channel_ids[real], time_ids[real]
     if not len(channels):
         return mask
